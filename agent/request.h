@@ -1,0 +1,100 @@
+/*
+ * request.h - one request of a client, on its way from the socket to the database and back
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * The session parses and authorizes it, the writer carries it out, and `done` is called exactly
+ * once with the answer, from the event loop, never from within request_submit() itself.
+ * The session owns the request and frees it after `done`; a client that went away does not take its
+ * requests back: what was submitted is carried out.
+ */
+#ifndef AGENT_REQUEST_H
+#define AGENT_REQUEST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "cbshm/segment.h"
+
+enum request_kind {
+	REQUEST_REPORT_DRIFT,
+	REQUEST_REPORT_SCHEMA_ERROR,
+	REQUEST_DISABLE,
+	REQUEST_ENABLE,
+	REQUEST_SET_POLICY,
+	REQUEST_GET_STATE,
+	REQUEST_GET_INCIDENTS,
+};
+
+/* Who the kernel says is at the other end of the socket. */
+struct peer {
+	uid_t uid;
+	gid_t gid;
+	pid_t pid;
+	char user[64]; /* name of the uid, or its number */
+	char exe[256]; /* path of the executable, "" if it cannot be known */
+};
+
+#define REQUEST_POLICY_DRIFT_THRESHOLD        0x01u
+#define REQUEST_POLICY_FAILURE_THRESHOLD      0x02u
+#define REQUEST_POLICY_SCHEMA_ERROR_THRESHOLD 0x04u
+#define REQUEST_POLICY_DEFAULT_TTL            0x08u
+#define REQUEST_POLICY_AUTO_RECOVER           0x10u
+
+enum answer_status {
+	ANSWER_OK,
+	ANSWER_INVALID, /* `field` and `message` */
+	ANSWER_NOT_FOUND,
+	ANSWER_DATABASE_UNAVAILABLE,
+	ANSWER_BUSY,
+	ANSWER_TIMEOUT,
+	ANSWER_OUTCOME_UNKNOWN,
+	ANSWER_LIMIT,
+	ANSWER_DATABASE_ERROR, /* `sqlstate` and `message` */
+};
+
+/* What came of a request. Everything is borrowed for the time of `done`. */
+struct answer {
+	enum answer_status status;
+	const char *field;
+	const char *message;
+	const char *sqlstate;
+	bool changed; /* disable, enable */
+	const char *
+		json; /* by kind: the Incident, State, Policy or array of Incidents of io.cbshm, or NULL */
+};
+
+struct request {
+	enum request_kind kind;
+	struct peer peer;
+	int64_t deadline; /* microseconds of CLOCK_MONOTONIC */
+
+	/* Arguments; strings are owned by the request, NULL = not given. All are validated. */
+	char *name;
+	double score;
+	int64_t count; /* sample_count, or count of schema errors */
+	char *details; /* compact JSON object */
+	char *reason;
+	char *by;
+	char *until;      /* RFC 3339 as the client wrote it, or "infinity" */
+	int64_t ttl_us;   /* 0 = not given */
+	char *request_id; /* UUID in text */
+	bool include_resolved;
+	uint32_t limit;
+	uint32_t policy_set;   /* REQUEST_POLICY_* */
+	uint32_t policy_clear; /* likewise */
+	double drift_threshold;
+	int64_t failure_threshold;
+	int64_t schema_error_threshold;
+	int64_t default_ttl_us;
+	bool auto_recover;
+
+	void (*done)(struct request *request, const struct answer *answer);
+	void *arg; /* the session's */
+
+	struct request *next; /* the writer's queue */
+	void *owner;          /* the writer's */
+};
+
+#endif /* AGENT_REQUEST_H */

@@ -1,0 +1,99 @@
+/*
+ * segment_writer.h - the single writer of the shared-memory segment
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * Owns the mapping, the lock that makes it the only writer, and the robust mutex by which readers see
+ * that the process lives. Knows nothing of Postgres: it is told rows. One thread, the agent's main
+ * thread, calls everything here. Functions return 0 or -errno unless they say otherwise.
+ */
+#ifndef AGENT_SEGMENT_WRITER_H
+#define AGENT_SEGMENT_WRITER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "agent/breaker_row.h"
+#include "cbshm/segment.h"
+
+struct segment_writer;
+
+struct segment_options {
+	const char *name;  /* shm_overview(7) name, "/cbshm" */
+	uint32_t capacity; /* CBSHM_CAPACITY_MIN to CBSHM_CAPACITY_MAX */
+	mode_t mode;       /* at most 0644 */
+	gid_t group;       /* (gid_t)-1: leave as it is */
+};
+
+/*
+ * Takes the segment over, or makes it. A usable segment of the same layout and capacity is kept, inode and all: readers
+ * go on with what was last known, half-done updates are finished, boot_epoch rises. One of
+ * another layout or capacity, or a damaged one, is replaced by a new one built aside (its readers are moved). One that belongs to
+ * somebody else, has other hard links, is a symlink or is no regular file is refused.
+ * Afterwards the state is CBSHM_SEGMENT_RECOVERING.
+ *
+ * On error *message says what is wrong and what to do. -EAGAIN: another agent holds it.
+ */
+int segment_writer_open(const struct segment_options *options, struct segment_writer **writer,
+			char *message, size_t message_size);
+
+/* Marks the segment CBSHM_SEGMENT_STOPPED, wakes waiters, lets go. The segment stays. NULL is fine. */
+void segment_writer_close(struct segment_writer *writer);
+
+/* CBSHM_SEGMENT_RECOVERING, _LIVE or _DISCONNECTED. */
+void segment_writer_set_state(struct segment_writer *writer, enum cbshm_segment_state state);
+
+/* "The event loop turned" and "the database has confirmed the mirror", now. */
+void segment_writer_heartbeat(struct segment_writer *writer);
+void segment_writer_database_confirmed(struct segment_writer *writer);
+
+/*
+ * Tells how the database's clock stands to this host's: database time (microseconds since the
+ * Unix epoch) = CLOCK_BOOTTIME in microseconds + offset. Deadlines that are already published are
+ * moved if the offset has changed by more than `tolerance` microseconds (or was not known), else the
+ * old offset stays. Must be called before the first put.
+ */
+void segment_writer_set_clock(struct segment_writer *writer, int64_t offset, int64_t tolerance);
+
+/* The end of a TTL in database time as nanoseconds of CLOCK_BOOTTIME; INT64_MAX for INT64_MIN. */
+int64_t segment_writer_deadline(const struct segment_writer *writer, int64_t disabled_until);
+
+/*
+ * Publishes a row. Without `force` a version that is not newer than the published one changes
+ * nothing. Returns 1 if the segment changed, 0 if not; -ENOSPC: the segment is full, or the file system
+ * under it; -EINVAL: the name is none.
+ */
+int segment_writer_put(struct segment_writer *writer, const struct breaker_row *row, bool force);
+
+/* Removes a breaker. Returns 1 if it was there, else 0. */
+int segment_writer_remove(struct segment_writer *writer, const char *name);
+
+/* A full load: what is not put between begin and end is removed at the end. abort: keep everything. */
+void segment_writer_load_begin(struct segment_writer *writer);
+void segment_writer_load_end(struct segment_writer *writer);
+void segment_writer_load_abort(struct segment_writer *writer);
+
+/* Ends a batch of changes: change_sequence + 1 and a futex wake, if anything changed since the last. */
+void segment_writer_publish(struct segment_writer *writer);
+
+/* The version published for a name; 0 if there is none. */
+uint64_t segment_writer_version(const struct segment_writer *writer, const char *name);
+
+/* Is there room for one more name? */
+bool segment_writer_has_room(const struct segment_writer *writer);
+
+/*
+ * The slots, for listing: *detail and *name (NUL-terminated) of a live slot; false for a free one.
+ * Slots are 0 to segment_writer_slots() - 1.
+ */
+uint32_t segment_writer_slots(const struct segment_writer *writer);
+bool segment_writer_read(const struct segment_writer *writer, uint32_t slot,
+			 char name[CBSHM_NAME_ROOM], struct cbshm_detail *detail);
+
+/* Live breakers, and the start count of the segment. */
+uint32_t segment_writer_breakers(const struct segment_writer *writer);
+uint64_t segment_writer_boot_epoch(const struct segment_writer *writer);
+
+#endif /* AGENT_SEGMENT_WRITER_H */

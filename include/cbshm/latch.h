@@ -1,0 +1,197 @@
+/*
+ * latch.h - every load, store and fence on words that the agent changes while readers look
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * The only file with memory ordering in it (but for the inline check in cbshm.h, which is one
+ * acquire load). Used by the agent (write side) and libcbshm (read side); not installed.
+ *
+ * A record is a two-copy latch, after seqcount_latch of the Linux kernel, joined with the decision
+ * word so that word and details always belong together. One writer, any number of readers.
+ *
+ * The writer, from a state in which both copies and the word say v1:
+ *
+ *	W1  sequence = odd             release     readers turn to copies[1]
+ *	W2  fence                      release
+ *	W3  copies[0] = v2             relaxed
+ *	W4  word = v2                  release     the decision is taken here
+ *	W5  sequence = even            release     readers turn to copies[0]
+ *	W6  fence                      release
+ *	W7  copies[1] = v2             relaxed
+ *
+ * The reader:
+ *
+ *	R1  q = sequence               acquire     pairs with W1 (copies[1] is whole) and W5 (copies[0] is whole)
+ *	R2  w = word                   acquire     pairs with W4: who sees v2 also sees all of copies[0]
+ *	R3  copies[q & 1]              relaxed
+ *	R4  fence                      acquire     pairs with W2 and W6: who has read anything of W3 or W7 sees
+ *	R5  sequence == q?             relaxed     the sequence stored before it, and starts again
+ *	R6  version matches w's epoch?             then this is the record that explains w
+ *
+ * Since w is loaded between two equal sequences it is either the word from before the update q or the one of
+ * W4. Between W4 and W5 (where a writer may have been killed) the stable copy, copies[1], is older than the
+ * word; copies[0] is then whole, and R2 makes it visible. So when R6 fails under an odd sequence the
+ * reader takes copies[0] and checks R5 again.
+ *
+ * A killed writer thus leaves, wherever it was, one copy that is whole and matches the word.
+ */
+#ifndef CBSHM_LATCH_H
+#define CBSHM_LATCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cbshm/segment.h"
+
+/*
+ * ThreadSanitizer does not understand fences. Under it every payload store is a release and every
+ * payload load an acquire, which orders at least as much.
+ */
+#if defined(__SANITIZE_THREAD__)
+#define CBSHM_LATCH_WITHOUT_FENCES 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define CBSHM_LATCH_WITHOUT_FENCES 1
+#endif
+#endif
+
+#ifdef CBSHM_LATCH_WITHOUT_FENCES
+#define CBSHM_PAYLOAD_STORE __ATOMIC_RELEASE
+#define CBSHM_PAYLOAD_LOAD  __ATOMIC_ACQUIRE
+static inline void latch_fence_release(void) {}
+static inline void latch_fence_acquire(void) {}
+#else
+#define CBSHM_PAYLOAD_STORE __ATOMIC_RELAXED
+#define CBSHM_PAYLOAD_LOAD  __ATOMIC_RELAXED
+static inline void latch_fence_release(void)
+{
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+}
+static inline void latch_fence_acquire(void)
+{
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+}
+#endif
+
+static inline uint64_t word_load(const uint64_t *word)
+{
+	return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+static inline void word_store(uint64_t *word, uint64_t value)
+{
+	__atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
+
+static inline uint32_t word32_load(const uint32_t *word)
+{
+	return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+static inline uint32_t word_generation(uint64_t word)
+{
+	return (uint32_t)(word & CBSHM_WORD_GENERATION_MASK) >> CBSHM_WORD_GENERATION_SHIFT;
+}
+
+static inline uint32_t word_epoch(uint64_t word)
+{
+	return (uint32_t)(word >> CBSHM_WORD_EPOCH_SHIFT);
+}
+
+/* Copies `count` words out of, or into, memory that the other side may be using. */
+static inline void payload_read(uint64_t *to, const uint64_t *from, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		to[i] = __atomic_load_n(&from[i], CBSHM_PAYLOAD_LOAD);
+}
+
+static inline void payload_write(uint64_t *to, const uint64_t *from, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		__atomic_store_n(&to[i], from[i], CBSHM_PAYLOAD_STORE);
+}
+
+/* A detail as words: a union, so that no aliasing rule is bent. */
+union latch_detail {
+	struct cbshm_detail detail;
+	uint64_t words[CBSHM_DETAIL_WORDS];
+};
+
+/* W1 to W7. `word` becomes `value` between the two copies. The only writer calls it. */
+static inline void latch_write(struct cbshm_record *record, uint64_t *word, uint64_t value,
+			       const union latch_detail *detail)
+{
+	uint64_t sequence = __atomic_load_n(&record->sequence, __ATOMIC_RELAXED);
+
+	word_store(&record->sequence, sequence + 1);
+	latch_fence_release();
+	payload_write(record->copies[0], detail->words, CBSHM_DETAIL_WORDS);
+	word_store(word, value);
+	word_store(&record->sequence, sequence + 2);
+	latch_fence_release();
+	payload_write(record->copies[1], detail->words, CBSHM_DETAIL_WORDS);
+}
+
+/*
+ * Finishes what a killed writer left half done, without ever taking the whole copy away from
+ * readers. After it both copies agree and the sequence is even.
+ *
+ * Under an odd sequence copies[1] is whole. If it belongs to the word, the kill came before W4 (or the
+ * epoch did not change) and copies[0] may be torn; else W4 had happened and copies[0] is whole.
+ */
+static inline void latch_recover(struct cbshm_record *record, const uint64_t *word)
+{
+	uint64_t sequence = word_load(&record->sequence);
+	union latch_detail whole;
+
+	if (sequence & 1) {
+		payload_read(whole.words, record->copies[1], CBSHM_DETAIL_WORDS);
+		if ((uint32_t)whole.detail.version == word_epoch(word_load(word))) {
+			latch_fence_release();
+			payload_write(record->copies[0], whole.words, CBSHM_DETAIL_WORDS);
+		}
+		word_store(&record->sequence, sequence + 1);
+	}
+	payload_read(whole.words, record->copies[0], CBSHM_DETAIL_WORDS);
+	latch_fence_release();
+	payload_write(record->copies[1], whole.words, CBSHM_DETAIL_WORDS);
+}
+
+/* How often a reader tries before it says that the record is busy. */
+#define CBSHM_LATCH_TRIES 64
+
+/* R3 to R5 on one copy. */
+static inline bool latch_read_copy(const struct cbshm_record *record, uint64_t sequence,
+				   size_t copy, size_t count, uint64_t *out)
+{
+	payload_read(out, record->copies[copy], count);
+	latch_fence_acquire();
+	return __atomic_load_n(&record->sequence, __ATOMIC_RELAXED) == sequence;
+}
+
+/*
+ * R1 to R6: reads the words [0, count) of the copy that belongs to the decision word, and the word
+ * itself. Returns false if the record changed under every one of CBSHM_LATCH_TRIES attempts. The caller checks the
+ * generation of *value. `count` >= 1: the version is word 0.
+ */
+static inline bool latch_read(const struct cbshm_record *record, const uint64_t *word,
+			      uint64_t *value, uint64_t *out, size_t count)
+{
+	for (int i = 0; i < CBSHM_LATCH_TRIES; i++) {
+		uint64_t sequence = word_load(&record->sequence);
+		uint64_t w = word_load(word);
+		bool odd = sequence & 1;
+
+		*value = w;
+		if (latch_read_copy(record, sequence, odd, count, out) &&
+		    (uint32_t)out[0] == word_epoch(w))
+			return true;
+		if (odd && latch_read_copy(record, sequence, 0, count, out) &&
+		    (uint32_t)out[0] == word_epoch(w))
+			return true;
+	}
+	return false;
+}
+
+#endif /* CBSHM_LATCH_H */
