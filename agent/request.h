@@ -97,4 +97,13 @@ struct request {
 	void *owner;          /* the writer's */
 };
 
+/* Everything 0 or NULL but the kind. NULL: out of memory. */
+struct request *request_new(enum request_kind kind);
+
+/* Frees the strings too. NULL is fine. */
+void request_free(struct request *request);
+
+/* The deadline of a request that may take this long from now on. */
+int64_t request_deadline(int64_t timeout_ms);
+
 #endif /* AGENT_REQUEST_H */

@@ -1,0 +1,60 @@
+/*
+ * methods.h - the methods of io.cbshm and org.varlink.service: who may call them, what they take
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * Turns a call into a request for the writer, or into a reply where nobody has to be asked; and an
+ * answer of the writer into a reply. No I/O, no state.
+ */
+#ifndef AGENT_METHODS_H
+#define AGENT_METHODS_H
+
+#include "agent/message.h"
+#include "agent/peer.h"
+#include "agent/request.h"
+
+struct segment_writer;
+
+enum method_id {
+	METHOD_GET_INFO,
+	METHOD_GET_INTERFACE_DESCRIPTION,
+	METHOD_REPORT_DRIFT,
+	METHOD_REPORT_SCHEMA_ERROR,
+	METHOD_DISABLE,
+	METHOD_ENABLE,
+	METHOD_RESET,
+	METHOD_GET_STATE,
+	METHOD_GET_INCIDENTS,
+	METHOD_SET_POLICY,
+	METHOD_LIST,
+	METHOD_UNKNOWN, /* for counting what was called by no known name */
+	METHODS
+};
+
+/* "io.cbshm.Disable"; "unknown" for METHOD_UNKNOWN. */
+const char *method_name(enum method_id method);
+
+/* Who calls. */
+struct caller {
+	const struct peer *peer;
+	enum access access;
+	const struct segment_writer *segment;
+};
+
+/* What becomes of a call: exactly one of request and reply is set. */
+struct dispatch {
+	enum method_id method;
+	struct request *request; /* to be submitted; the receiver sets done and arg */
+	char *reply;             /* to be sent; free() */
+	enum reply_error error;  /* of the reply */
+};
+
+/* Authorizes, then parses. Returns 0 or -ENOMEM. */
+int methods_dispatch(const struct message *message, const struct caller *caller,
+		     struct dispatch *dispatch);
+
+/* The reply to a request that dispatch made; free(). NULL: out of memory. */
+char *methods_reply(const struct request *request, const struct answer *answer,
+		    enum reply_error *error);
+
+#endif /* AGENT_METHODS_H */
