@@ -1,0 +1,33 @@
+/*
+ * agent.h - what one agent consists of
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * main.c makes the modules in the order in which they stand here and frees them in the reverse order;
+ * each is opaque to the others and reached through this structure. One thread, the event loop's, owns
+ * everything.
+ */
+#ifndef AGENT_AGENT_H
+#define AGENT_AGENT_H
+
+struct event_base;
+struct config;
+struct segment_writer;
+struct database;
+struct mirror;
+struct recovery;
+struct writer;
+struct listener;
+
+struct agent {
+	struct event_base *event_base;
+	struct config *config; /* replaced as a whole by a reload: do not keep pointers into it */
+	struct segment_writer *segment;
+	struct database *database; /* the connections to Postgres */
+	struct mirror *mirror;     /* database -> segment */
+	struct recovery *recovery; /* closes what its TTL has ended */
+	struct writer *writer;     /* requests -> database */
+	struct listener *listener; /* the socket and its sessions */
+};
+
+#endif /* AGENT_AGENT_H */
