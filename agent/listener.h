@@ -51,7 +51,7 @@ struct listener_counters {
 /*
  * Binds the socket and begins to accept. A socket that a dead agent of this user left behind is
  * replaced. A live one, another user's, or anything that is no socket is left alone and an error.
- * agent->base, ->writer and ->segment are used from the first client on and must outlive the
+ * agent->event_base, ->writer and ->segment are used from the first client on and must outlive the
  * listener, but for the writer, which may be freed before it.
  *
  * Returns 0 or -errno; then *message says what is wrong and what to do.

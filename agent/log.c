@@ -5,7 +5,7 @@
  *
  * No files, no rotation, no syslog(3): whoever starts the agent decides where standard error goes.
  */
-#include "config.h"
+#include <config.h>
 
 #include <errno.h>
 #include <inttypes.h>

@@ -5,7 +5,7 @@
  *
  * What is in them is checked in arguments.c and methods.c; what becomes of them is up to writer.c.
  */
-#include "config.h"
+#include <config.h>
 
 #include <stdlib.h>
 #include <time.h>

@@ -1,0 +1,322 @@
+/*
+ * message.c - takes Varlink calls apart and puts replies together
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * cJSON parses. Before it, one pass over the text refuses what cJSON would let through or stumble over:
+ * invalid UTF-8, raw control characters, escaped NULs (which would cut a C string short of what
+ * was meant), loose numbers and deep nesting.
+ */
+#include <config.h>
+
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "agent/message.h"
+
+static const struct {
+	const char *name;
+	const char *subject; /* the error's parameter that takes fault.subject */
+	bool message;        /* has the parameter `message` */
+} errors[REPLY_ERRORS] = {
+	[REPLY_OK] = {NULL, NULL, false},
+	[REPLY_MALFORMED] = {"io.cbshm.Malformed", NULL, true},
+	[REPLY_INVALID_ARGUMENT] = {"io.cbshm.InvalidArgument", "field", true},
+	[REPLY_NOT_FOUND] = {"io.cbshm.NotFound", "name", true},
+	[REPLY_PERMISSION_DENIED] = {"io.cbshm.PermissionDenied", NULL, true},
+	[REPLY_DATABASE_UNAVAILABLE] = {"io.cbshm.DatabaseUnavailable", NULL, true},
+	[REPLY_BUSY] = {"io.cbshm.Busy", "name", true},
+	[REPLY_TIMEOUT] = {"io.cbshm.Timeout", NULL, true},
+	[REPLY_OUTCOME_UNKNOWN] = {"io.cbshm.OutcomeUnknown", NULL, true},
+	[REPLY_LIMIT_EXCEEDED] = {"io.cbshm.LimitExceeded", NULL, true},
+	[REPLY_DATABASE_ERROR] = {"io.cbshm.DatabaseError", "sqlstate", true},
+	[REPLY_INTERFACE_NOT_FOUND] = {"org.varlink.service.InterfaceNotFound", "interface", false},
+	[REPLY_METHOD_NOT_FOUND] = {"org.varlink.service.MethodNotFound", "method", false},
+	[REPLY_INVALID_PARAMETER] = {"org.varlink.service.InvalidParameter", "parameter", false},
+};
+
+const char *reply_error_name(enum reply_error error)
+{
+	return errors[error].name;
+}
+
+size_t utf8_length(const char *text, size_t size)
+{
+	const unsigned char *p = (const unsigned char *)text;
+	size_t length;
+	uint32_t c;
+
+	if (size == 0)
+		return 0;
+	if (p[0] < 0x80)
+		return 1;
+	length = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
+	if (p[0] < 0xc2 || p[0] > 0xf4 || size < length)
+		return 0;
+	c = p[0] & (0x7fu >> length);
+	for (size_t i = 1; i < length; i++) {
+		if ((p[i] & 0xc0) != 0x80)
+			return 0;
+		c = c << 6 | (p[i] & 0x3f);
+	}
+	if ((length == 3 && c < 0x800) || (length == 4 && c < 0x10000) || c > 0x10ffff ||
+	    (c >= 0xd800 && c <= 0xdfff))
+		return 0;
+	return length;
+}
+
+/* Copies what fits, whole characters only. */
+static void copy_cut(char *out, size_t room, const char *text)
+{
+	size_t size = strlen(text), used = 0, length;
+
+	while (used < size) {
+		length = utf8_length(text + used, size - used);
+		if (length == 0 || used + length >= room)
+			break;
+		used += length;
+	}
+	memcpy(out, text, used);
+	out[used] = '\0';
+}
+
+bool fault_set(struct fault *fault, enum reply_error error, const char *subject, const char *format,
+	       ...)
+{
+	char message[1024];
+	va_list args;
+
+	fault->error = error;
+	copy_cut(fault->subject, sizeof(fault->subject), subject != NULL ? subject : "");
+	va_start(args, format);
+	vsnprintf(message, sizeof(message), format, args);
+	va_end(args);
+	copy_cut(fault->message, sizeof(fault->message), message);
+	return false;
+}
+
+static bool malformed(struct fault *fault, const char *what, size_t offset)
+{
+	return fault_set(fault, REPLY_MALFORMED, NULL, "%s at byte %zu of the message", what,
+			 offset);
+}
+
+/* Checks the string that begins after text[*at] == '"' and moves *at to its closing quote. */
+static bool scan_string(const char *text, size_t size, size_t *at, struct fault *fault)
+{
+	size_t i = *at + 1, length;
+
+	while (i < size && text[i] != '"') {
+		if ((unsigned char)text[i] < 0x20)
+			return malformed(fault, "a control character that is not escaped", i);
+		if (text[i] == '\\') {
+			if (strncmp(text + i, "\\u0000", 6) == 0)
+				return malformed(fault, "an escaped NUL in a text", i);
+			i += i + 1 < size && (unsigned char)text[i + 1] < 0x80 ? 2 : 1;
+			continue;
+		}
+		length = utf8_length(text + i, size - i);
+		if (length == 0)
+			return malformed(fault, "invalid UTF-8", i);
+		i += length;
+	}
+	if (i >= size)
+		return malformed(fault, "a text that does not end", *at);
+	*at = i;
+	return true;
+}
+
+static size_t digits(const char *text)
+{
+	return strspn(text, "0123456789");
+}
+
+/* Checks the number at text[*at] against JSON's grammar and moves *at to its last character. */
+static bool scan_number(const char *text, size_t *at, struct fault *fault)
+{
+	const char *p = text + *at;
+	size_t n;
+
+	p += *p == '-';
+	n = digits(p);
+	if (n == 0 || (n > 1 && *p == '0'))
+		return malformed(fault, "a number that JSON does not know", *at);
+	p += n;
+	if (*p == '.') {
+		n = digits(++p);
+		if (n == 0)
+			return malformed(fault, "a number that JSON does not know", *at);
+		p += n;
+	}
+	if (*p == 'e' || *p == 'E') {
+		p++;
+		p += *p == '+' || *p == '-';
+		n = digits(p);
+		if (n == 0)
+			return malformed(fault, "a number that JSON does not know", *at);
+		p += n;
+	}
+	*at = (size_t)(p - text) - 1;
+	return true;
+}
+
+static bool scan(const char *text, size_t size, struct fault *fault)
+{
+	int depth = 0;
+
+	for (size_t i = 0; i < size; i++) {
+		const unsigned char c = (unsigned char)text[i];
+
+		if (c == '"') {
+			if (!scan_string(text, size, &i, fault))
+				return false;
+		} else if (c == '-' || (c >= '0' && c <= '9')) {
+			if (!scan_number(text, &i, fault))
+				return false;
+		} else if (c == '{' || c == '[') {
+			if (++depth > MESSAGE_DEPTH_MAX)
+				return malformed(fault, "objects or arrays nested too deeply", i);
+		} else if (c == '}' || c == ']') {
+			depth--;
+		} else if ((c < 0x20 && strchr("\t\n\r", c) == NULL) || c >= 0x7f) {
+			return malformed(fault, "a byte that JSON does not know", i);
+		}
+	}
+	return true;
+}
+
+static bool take_flag(const cJSON *member, bool *seen, bool *value, struct fault *fault)
+{
+	if (*seen)
+		return fault_set(fault, REPLY_MALFORMED, NULL, "\"%s\" stands twice",
+				 member->string);
+	*seen = true;
+	if (!cJSON_IsBool(member))
+		return fault_set(fault, REPLY_MALFORMED, NULL, "\"%s\" is neither true nor false",
+				 member->string);
+	*value = cJSON_IsTrue(member);
+	return true;
+}
+
+static bool take_member(const cJSON *member, struct message *message, bool seen[4],
+			struct fault *fault)
+{
+	if (strcmp(member->string, "oneway") == 0)
+		return take_flag(member, &seen[0], &message->oneway, fault);
+	if (strcmp(member->string, "more") == 0)
+		return take_flag(member, &seen[1], &message->more, fault);
+	if (strcmp(member->string, "upgrade") == 0)
+		return take_flag(member, &seen[2], &message->upgrade, fault);
+	if (strcmp(member->string, "method") == 0) {
+		if (message->method != NULL)
+			return fault_set(fault, REPLY_MALFORMED, NULL, "\"method\" stands twice");
+		if (!cJSON_IsString(member))
+			return fault_set(fault, REPLY_MALFORMED, NULL, "\"method\" is not a text");
+		message->method = member->valuestring;
+		return true;
+	}
+	if (strcmp(member->string, "parameters") == 0) {
+		if (seen[3])
+			return fault_set(fault, REPLY_MALFORMED, NULL,
+					 "\"parameters\" stands twice");
+		seen[3] = true;
+		if (!cJSON_IsObject(member) && !cJSON_IsNull(member))
+			return fault_set(fault, REPLY_MALFORMED, NULL,
+					 "\"parameters\" is not an object");
+		message->parameters = cJSON_IsObject(member) ? member : NULL;
+		return true;
+	}
+	return fault_set(fault, REPLY_MALFORMED, NULL,
+			 "\"%.64s\" is no member of a Varlink call: method, parameters, oneway, "
+			 "more or upgrade",
+			 member->string);
+}
+
+static bool take_members(struct message *message, struct fault *fault)
+{
+	bool seen[4] = {false};
+
+	if (!cJSON_IsObject(message->root))
+		return fault_set(fault, REPLY_MALFORMED, NULL, "the message is not a JSON object");
+	for (const cJSON *member = message->root->child; member != NULL; member = member->next) {
+		if (!take_member(member, message, seen, fault))
+			return false;
+	}
+	if (message->method == NULL)
+		return fault_set(fault, REPLY_MALFORMED, NULL, "the message has no \"method\"");
+	return true;
+}
+
+bool message_parse(const char *text, size_t size, struct message *message, struct fault *fault)
+{
+	const char *end = NULL;
+
+	memset(message, 0, sizeof(*message));
+	if (size > MESSAGE_SIZE_MAX)
+		return fault_set(fault, REPLY_MALFORMED, NULL,
+				 "the message is longer than %u bytes", MESSAGE_SIZE_MAX);
+	if (!scan(text, size, fault))
+		return false;
+	message->root = cJSON_ParseWithLengthOpts(text, size + 1, &end, 1);
+	if (message->root == NULL)
+		return malformed(fault, "no valid JSON", end != NULL ? (size_t)(end - text) : 0);
+	if (!take_members(message, fault)) {
+		message_free(message);
+		return false;
+	}
+	return true;
+}
+
+void message_free(struct message *message)
+{
+	cJSON_Delete(message->root);
+	memset(message, 0, sizeof(*message));
+}
+
+/* Prints and frees; NULL: out of memory, here or when it was made. */
+static char *print_and_delete(cJSON *reply)
+{
+	char *text = reply != NULL ? cJSON_PrintUnformatted(reply) : NULL;
+
+	cJSON_Delete(reply);
+	return text;
+}
+
+char *message_reply(cJSON *parameters)
+{
+	cJSON *reply = cJSON_CreateObject();
+
+	if (parameters == NULL)
+		parameters = cJSON_CreateObject();
+	if (!cJSON_AddItemToObject(reply, "parameters", parameters)) {
+		cJSON_Delete(parameters);
+		cJSON_Delete(reply);
+		return NULL;
+	}
+	return print_and_delete(reply);
+}
+
+char *message_error(const struct fault *fault)
+{
+	cJSON *reply = cJSON_CreateObject();
+	cJSON *parameters;
+	bool complete;
+
+	complete = cJSON_AddStringToObject(reply, "error", errors[fault->error].name) != NULL;
+	parameters = cJSON_AddObjectToObject(reply, "parameters");
+	complete = complete && parameters != NULL;
+	if (errors[fault->error].subject != NULL)
+		complete = complete &&
+			   cJSON_AddStringToObject(parameters, errors[fault->error].subject,
+						   fault->subject) != NULL;
+	if (errors[fault->error].message)
+		complete = complete &&
+			   cJSON_AddStringToObject(parameters, "message", fault->message) != NULL;
+	if (!complete) {
+		cJSON_Delete(reply);
+		return NULL;
+	}
+	return print_and_delete(reply);
+}

@@ -1,0 +1,293 @@
+/*
+ * methods.c - the table of methods, and the way from call to request and from answer to reply
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * The single parameters are arguments.c's, the segment is listing.c's. Permission is looked at before
+ * parameters: who may not call a method learns nothing from it.
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "agent/arguments.h"
+#include "agent/introspection.h"
+#include "agent/listing.h"
+#include "agent/methods.h"
+
+#define INTERFACE "io.cbshm."
+#define SERVICE   "org.varlink.service."
+
+enum handler {
+	HANDLER_INFO,
+	HANDLER_DESCRIPTION,
+	HANDLER_LIST,
+	HANDLER_WRITER, /* goes to the writer as a request of `kind` */
+};
+
+static const struct method {
+	const char *name;
+	enum access access;
+	enum handler handler;
+	enum request_kind kind;
+} methods[METHOD_UNKNOWN] = {
+	[METHOD_GET_INFO] = {SERVICE "GetInfo", ACCESS_ANYBODY, HANDLER_INFO, 0},
+	[METHOD_GET_INTERFACE_DESCRIPTION] = {SERVICE "GetInterfaceDescription", ACCESS_ANYBODY,
+					      HANDLER_DESCRIPTION, 0},
+	[METHOD_REPORT_DRIFT] = {INTERFACE "ReportDrift", ACCESS_REPORT, HANDLER_WRITER,
+				 REQUEST_REPORT_DRIFT},
+	[METHOD_REPORT_SCHEMA_ERROR] = {INTERFACE "ReportSchemaError", ACCESS_REPORT,
+					HANDLER_WRITER, REQUEST_REPORT_SCHEMA_ERROR},
+	[METHOD_DISABLE] = {INTERFACE "Disable", ACCESS_ADMIN, HANDLER_WRITER, REQUEST_DISABLE},
+	[METHOD_ENABLE] = {INTERFACE "Enable", ACCESS_ADMIN, HANDLER_WRITER, REQUEST_ENABLE},
+	[METHOD_RESET] = {INTERFACE "Reset", ACCESS_ADMIN, HANDLER_WRITER, REQUEST_ENABLE},
+	[METHOD_GET_STATE] = {INTERFACE "GetState", ACCESS_REPORT, HANDLER_WRITER,
+			      REQUEST_GET_STATE},
+	[METHOD_GET_INCIDENTS] = {INTERFACE "GetIncidents", ACCESS_REPORT, HANDLER_WRITER,
+				  REQUEST_GET_INCIDENTS},
+	[METHOD_SET_POLICY] = {INTERFACE "SetPolicy", ACCESS_ADMIN, HANDLER_WRITER,
+			       REQUEST_SET_POLICY},
+	[METHOD_LIST] = {INTERFACE "List", ACCESS_REPORT, HANDLER_LIST, 0},
+};
+
+const char *method_name(enum method_id method)
+{
+	return method < METHOD_UNKNOWN ? methods[method].name : "unknown";
+}
+
+static enum method_id find_method(const char *name)
+{
+	for (int i = 0; i < METHOD_UNKNOWN; i++) {
+		if (strcmp(methods[i].name, name) == 0)
+			return (enum method_id)i;
+	}
+	return METHOD_UNKNOWN;
+}
+
+/* The interface of a method's name is what stands before the last dot. */
+static bool unknown_method(const char *name, struct fault *fault)
+{
+	const char *dot = strrchr(name, '.');
+	char interface[sizeof(fault->subject)];
+
+	if (dot == NULL || (size_t)(dot - name) >= sizeof(interface))
+		return fault_set(fault, REPLY_INTERFACE_NOT_FOUND, name, "%s", "");
+	snprintf(interface, sizeof(interface), "%.*s", (int)(dot - name), name);
+	if (strcmp(interface, "io.cbshm") != 0 && strcmp(interface, "org.varlink.service") != 0)
+		return fault_set(fault, REPLY_INTERFACE_NOT_FOUND, interface, "%s", "");
+	return fault_set(fault, REPLY_METHOD_NOT_FOUND, name, "%s", "");
+}
+
+static bool check_flags(const struct message *message, struct fault *fault)
+{
+	if (message->upgrade)
+		return fault_set(fault, REPLY_INVALID_PARAMETER, "upgrade", "%s", "");
+	if (message->more)
+		return fault_set(fault, REPLY_INVALID_PARAMETER, "more", "%s", "");
+	return true;
+}
+
+static bool check_access(const struct method *method, const struct caller *caller,
+			 struct fault *fault)
+{
+	if (caller->access >= method->access)
+		return true;
+	return fault_set(fault, REPLY_PERMISSION_DENIED, NULL,
+			 "user %s (uid %ju) may not call %s: that takes membership of the agent's "
+			 "%s",
+			 caller->peer->user, (uintmax_t)caller->peer->uid, method->name,
+			 method->access == ACCESS_ADMIN ? "[socket] admin_group"
+							: "[socket] group or admin_group");
+}
+
+/* Who does it, where the client does not say: who the kernel says it is. */
+static bool default_actor(enum method_id method, const struct peer *peer, struct request *request)
+{
+	if (method != METHOD_DISABLE && method != METHOD_ENABLE && method != METHOD_RESET &&
+	    method != METHOD_SET_POLICY)
+		return true;
+	if (request->by == NULL)
+		request->by = strdup(peer->user);
+	return request->by != NULL;
+}
+
+/* NULL: out of memory, or *fault. */
+static struct request *make_request(enum method_id method, const cJSON *parameters,
+				    const struct peer *peer, struct fault *fault)
+{
+	struct request *request = request_new(methods[method].kind);
+
+	if (request == NULL)
+		return NULL;
+	if (arguments_parse(method, parameters, request, fault) &&
+	    default_actor(method, peer, request)) {
+		request->peer = *peer;
+		return request;
+	}
+	request_free(request);
+	return NULL;
+}
+
+static cJSON *list(const cJSON *parameters, const struct caller *caller, struct fault *fault)
+{
+	struct request *request = make_request(METHOD_LIST, parameters, caller->peer, fault);
+	cJSON *reply = NULL;
+
+	if (request != NULL)
+		reply = listing_page(caller->segment, request->name, request->limit);
+	request_free(request);
+	return reply;
+}
+
+/* Fills dispatch->request or *reply; neither: out of memory, or *fault. */
+static void handle(const struct message *message, const struct caller *caller,
+		   struct dispatch *dispatch, cJSON **reply, struct fault *fault)
+{
+	switch (methods[dispatch->method].handler) {
+	case HANDLER_INFO:
+		*reply = introspection_info(message->parameters, fault);
+		break;
+	case HANDLER_DESCRIPTION:
+		*reply = introspection_description(message->parameters, fault);
+		break;
+	case HANDLER_LIST:
+		*reply = list(message->parameters, caller, fault);
+		break;
+	case HANDLER_WRITER:
+		dispatch->request =
+			make_request(dispatch->method, message->parameters, caller->peer, fault);
+		break;
+	}
+}
+
+int methods_dispatch(const struct message *message, const struct caller *caller,
+		     struct dispatch *dispatch)
+{
+	struct fault fault = {.error = REPLY_OK};
+	cJSON *reply = NULL;
+
+	memset(dispatch, 0, sizeof(*dispatch));
+	dispatch->method = find_method(message->method);
+	if (dispatch->method == METHOD_UNKNOWN)
+		unknown_method(message->method, &fault);
+	else if (check_access(&methods[dispatch->method], caller, &fault) &&
+		 check_flags(message, &fault))
+		handle(message, caller, dispatch, &reply, &fault);
+	dispatch->error = fault.error;
+	if (fault.error != REPLY_OK)
+		dispatch->reply = message_error(&fault);
+	else if (reply != NULL)
+		dispatch->reply = message_reply(reply);
+	return dispatch->reply != NULL || dispatch->request != NULL ? 0 : -ENOMEM;
+}
+
+/* ---- replies ---------------------------------------------------------------------------- */
+
+/* The answers of requests that carry a JSON text, by kind; `absent` stands where there is none. */
+static const struct {
+	const char *key; /* NULL: none */
+	const char *absent;
+	bool changed; /* has the parameter `changed` */
+} shapes[] = {
+	[REQUEST_REPORT_DRIFT] = {"incident", "null", false},
+	[REQUEST_REPORT_SCHEMA_ERROR] = {"incident", "null", false},
+	[REQUEST_DISABLE] = {"incident", "null", true},
+	[REQUEST_ENABLE] = {NULL, NULL, true},
+	[REQUEST_SET_POLICY] = {"policy", NULL, false},
+	[REQUEST_GET_STATE] = {"state", NULL, false},
+	[REQUEST_GET_INCIDENTS] = {"incidents", "[]", false},
+};
+
+static char *success(const struct request *request, const struct answer *answer)
+{
+	const char *json = answer->json != NULL ? answer->json : shapes[request->kind].absent;
+	cJSON *parameters = cJSON_CreateObject();
+	bool complete = parameters != NULL;
+
+	if (shapes[request->kind].changed)
+		complete = cJSON_AddBoolToObject(parameters, "changed", answer->changed) != NULL;
+	if (shapes[request->kind].key != NULL)
+		complete = complete &&
+			   cJSON_AddRawToObject(parameters, shapes[request->kind].key, json);
+	if (complete)
+		return message_reply(parameters);
+	cJSON_Delete(parameters);
+	return NULL;
+}
+
+static void not_found(const struct request *request, struct fault *fault)
+{
+	fault_set(fault, REPLY_NOT_FOUND, request->name, "there is no breaker \"%s\"",
+		  request->name != NULL ? request->name : "");
+}
+
+static const struct {
+	enum reply_error error;
+	const char *message; /* where the answer has none */
+} statuses[] = {
+	[ANSWER_OK] = {REPLY_OK, NULL},
+	[ANSWER_INVALID] = {REPLY_INVALID_ARGUMENT, "the database refused it"},
+	[ANSWER_NOT_FOUND] = {REPLY_NOT_FOUND, NULL},
+	[ANSWER_DATABASE_UNAVAILABLE] = {REPLY_DATABASE_UNAVAILABLE,
+					 "Postgres cannot be reached; nothing was applied"},
+	[ANSWER_BUSY] = {REPLY_BUSY,
+			 "somebody else holds the breaker's row locked; nothing was applied"},
+	[ANSWER_TIMEOUT] = {REPLY_TIMEOUT, "the deadline passed; nothing was applied"},
+	[ANSWER_OUTCOME_UNKNOWN] = {REPLY_OUTCOME_UNKNOWN,
+				    "the connection to Postgres was lost during the commit; it may "
+				    "or may not have been applied"},
+	[ANSWER_LIMIT] = {REPLY_LIMIT_EXCEEDED, "the agent is at a limit; nothing was applied"},
+	[ANSWER_DATABASE_ERROR] = {REPLY_DATABASE_ERROR, "Postgres refused it"},
+};
+
+static void failure(const struct request *request, const struct answer *answer, struct fault *fault)
+{
+	const char *subject = request->name;
+	const char *message = statuses[answer->status].message;
+
+	if (answer->status == ANSWER_NOT_FOUND) {
+		not_found(request, fault);
+		return;
+	}
+	if (answer->status == ANSWER_INVALID)
+		subject = answer->field;
+	else if (answer->status == ANSWER_DATABASE_ERROR)
+		subject = answer->sqlstate;
+	if (answer->message != NULL && *answer->message != '\0')
+		message = answer->message;
+	fault_set(fault, statuses[answer->status].error, subject, "%s", message);
+}
+
+/* Reading too much at once can be said; a write that was applied is always answered as such. */
+static bool is_too_long(const struct request *request, const char *reply)
+{
+	return request->kind == REQUEST_GET_INCIDENTS && strlen(reply) > MESSAGE_SIZE_MAX;
+}
+
+char *methods_reply(const struct request *request, const struct answer *answer,
+		    enum reply_error *error)
+{
+	struct fault fault = {.error = REPLY_OK};
+	char *reply = NULL;
+
+	if (answer->status != ANSWER_OK)
+		failure(request, answer, &fault);
+	else if (answer->json == NULL && shapes[request->kind].key != NULL &&
+		 shapes[request->kind].absent == NULL)
+		not_found(request, &fault);
+	else
+		reply = success(request, answer);
+	if (reply != NULL && is_too_long(request, reply)) {
+		free(reply);
+		reply = NULL;
+		fault_set(&fault, REPLY_LIMIT_EXCEEDED, NULL,
+			  "these incidents do not fit in one message of %u bytes: ask for fewer "
+			  "(limit)",
+			  MESSAGE_SIZE_MAX);
+	}
+	*error = fault.error;
+	return fault.error != REPLY_OK ? message_error(&fault) : reply;
+}
