@@ -197,7 +197,9 @@ static inline struct cbshm_decision cbshm_check(const struct cbshm_breaker *brea
 	uint64_t now = __atomic_load_n(word, __ATOMIC_ACQUIRE);
 
 	if (CBSHM_LIKELY((uint32_t)now == __atomic_load_n(&breaker->live, __ATOMIC_RELAXED))) {
-		struct cbshm_decision closed = {(uint32_t)(now >> 32), 0, CBSHM_BASIS_SEGMENT, 0};
+		/* Bit 3 is set in the word that the handle of an unknown breaker watches, and only there. */
+		struct cbshm_decision closed = {(uint32_t)(now >> 32), 0, (uint8_t)(now >> 3 & 1),
+						0};
 		return closed;
 	}
 	return cbshm_check_slow(breaker);

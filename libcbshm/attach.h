@@ -1,0 +1,68 @@
+/*
+ * attach.h - the client's mappings of the segment
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * A mapping is never taken away before cbshm_close(): another thread may be reading it. Where no other
+ * remark stands: thread-safe, async-signal-safe, without locks, and errno may change.
+ */
+#ifndef LIBCBSHM_ATTACH_H
+#define LIBCBSHM_ATTACH_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "libcbshm/cbshm_private.h"
+#include "libcbshm/validate.h"
+
+struct handle;
+
+struct mapping {
+	struct segment_view view;
+	dev_t device;
+	ino_t inode;
+	_Atomic bool followed; /* its replacement has been looked for since it was retired */
+	struct mapping *older; /* the one that it replaced */
+};
+
+struct segment_reader {
+	char *path;
+	struct mapping *_Atomic current;
+	_Atomic pid_t attaching;      /* see try_enter() */
+	_Atomic int64_t next_attempt; /* nanoseconds of CLOCK_MONOTONIC_COARSE */
+	_Atomic int error;            /* of the last attempt, a CBSHM_ERR_* */
+	_Atomic int system_error;     /* and its errno */
+	pthread_mutex_t handles_lock; /* for the list, not for the handles */
+	struct handle *handles;
+};
+
+/*
+ * A try-flag: says whether the caller may do what only one may do at a time, and never waits. The flag
+ * holds the process id, so that one which another thread held while the process forked does not stay
+ * taken in the child for ever.
+ */
+bool try_enter(_Atomic pid_t *flag);
+void try_leave(_Atomic pid_t *flag);
+
+/* The newest mapping, or NULL. */
+struct mapping *segment_current(const struct cbshm *client);
+
+/* The mapping that `word` lies in, or NULL. */
+struct mapping *segment_mapping_of(const struct cbshm *client, const uint64_t *word);
+
+/*
+ * Attaches if nothing is attached. Unless `now`, at most one attempt a second is made. 0, or why
+ * nothing is attached (errno is set with CBSHM_ERR_SYSTEM).
+ */
+int segment_attach(struct cbshm *client, bool now);
+
+/* `from` has been replaced: is there a newer mapping, or can it be attached now? */
+bool segment_follow(struct cbshm *client, struct mapping *from);
+
+/* The newest mapping, attached and followed as far as that is possible now; NULL and *error if there is none. */
+struct mapping *segment_newest(struct cbshm *client, int *error);
+
+#endif /* LIBCBSHM_ATTACH_H */

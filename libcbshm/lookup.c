@@ -1,0 +1,178 @@
+/*
+ * lookup.c - handles: from a name to a decision word, and back again when that has moved
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * A handle is two words that the inline check reads, changed here while it does. Nothing is locked, because nothing can go
+ * wrong: a generation is handed out once, so a `live` fits the word of its own breaker and no other, whichever
+ * mixture of an old and a new pair a check sees. A handle that was left with an old pair does not fit its word any
+ * more and comes back here.
+ */
+#include "config.h"
+
+#include "libcbshm/lookup.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cbshm/latch.h"
+#include "libcbshm/index.h"
+
+/* How often a breaker may go and come back under one call. */
+#define RESOLVE_TRIES 8
+
+/* What a handle points at while nothing is attached; it never fits CBSHM_LIVE_NEVER. */
+static const uint64_t no_word = 0;
+
+static struct binding binding_none(void)
+{
+	return (struct binding){NULL, &no_word, CBSHM_LIVE_NEVER, BINDING_UNKNOWN};
+}
+
+/*
+ * The index word is read before the search: a breaker that comes during it changes the word after
+ * this, and the next check searches again. MOVED is kept out of `live`, or nobody would follow.
+ */
+static struct binding binding_search(struct mapping *mapping, const struct name_key *key)
+{
+	const uint64_t *index_word = &segment_header(&mapping->view)->index_word;
+	uint64_t before = word_load(index_word);
+	struct index_hit hit;
+
+	if (index_find(&mapping->view, key, &hit))
+		return (struct binding){mapping, segment_word(&mapping->view, hit.slot),
+					word_generation(hit.word) << CBSHM_WORD_GENERATION_SHIFT,
+					hit.slot};
+	return (struct binding){mapping, index_word, (uint32_t)(before & ~CBSHM_WORD_MOVED),
+				BINDING_UNKNOWN};
+}
+
+/* If somebody else is just changing the handle, the answer is given without remembering it. */
+static struct binding handle_rebind(struct handle *handle)
+{
+	struct mapping *mapping = segment_current(handle->client);
+	struct binding binding = mapping ? binding_search(mapping, &handle->key) : binding_none();
+
+	if (try_enter(&handle->binding)) {
+		__atomic_store_n(&handle->breaker.live, binding.live, __ATOMIC_RELAXED);
+		__atomic_store_n(&handle->breaker.word, binding.word, __ATOMIC_RELEASE);
+		try_leave(&handle->binding);
+	}
+	return binding;
+}
+
+/* What the handle says at the moment, which may be a mixture; see above. */
+static struct binding handle_binding(const struct handle *handle)
+{
+	struct binding binding = binding_none();
+
+	binding.word = __atomic_load_n(&handle->breaker.word, __ATOMIC_ACQUIRE);
+	binding.live = __atomic_load_n(&handle->breaker.live, __ATOMIC_RELAXED);
+	binding.mapping = segment_mapping_of(handle->client, binding.word);
+	if (binding.mapping) {
+		const struct segment_view *view = &binding.mapping->view;
+
+		if (binding.word != &segment_header(view)->index_word)
+			binding.slot = (uint32_t)(binding.word - segment_word(view, 0));
+	}
+	return binding;
+}
+
+/* Does the binding still hold under this value of its word? */
+static bool binding_fits(const struct binding *binding, uint64_t word)
+{
+	uint32_t low = (uint32_t)(word & ~CBSHM_WORD_MOVED);
+
+	if (binding->slot == BINDING_UNKNOWN)
+		return low == binding->live;
+	return word_generation(low) != 0 && word_generation(low) == word_generation(binding->live);
+}
+
+struct resolved handle_resolve(struct handle *handle)
+{
+	struct resolved resolved = {.binding = handle_binding(handle)};
+	struct binding *binding = &resolved.binding;
+
+	for (int i = 0; i < RESOLVE_TRIES; i++) {
+		resolved.basis = CBSHM_BASIS_NO_SEGMENT;
+		if (!binding->mapping) {
+			if (segment_attach(handle->client, false) != 0)
+				return resolved;
+			*binding = handle_rebind(handle);
+		}
+		resolved.word = word_load(binding->word);
+		if ((resolved.word & CBSHM_WORD_MOVED) &&
+		    segment_follow(handle->client, binding->mapping)) {
+			*binding = handle_rebind(handle);
+			resolved.word = word_load(binding->word);
+		}
+		resolved.basis = binding->slot == BINDING_UNKNOWN ? CBSHM_BASIS_UNKNOWN
+								  : CBSHM_BASIS_SEGMENT;
+		if (binding_fits(binding, resolved.word))
+			return resolved;
+		*binding = handle_rebind(handle);
+		if (binding->slot == BINDING_UNKNOWN)
+			break; /* not there at a moment of this call: that is an answer */
+	}
+	resolved.basis = CBSHM_BASIS_UNKNOWN;
+	return resolved;
+}
+
+static void handles_add(struct segment_reader *reader, struct handle *handle)
+{
+	pthread_mutex_lock(&reader->handles_lock);
+	handle->next = reader->handles;
+	if (handle->next)
+		handle->next->previous = handle;
+	reader->handles = handle;
+	pthread_mutex_unlock(&reader->handles_lock);
+}
+
+static void handles_remove(struct segment_reader *reader, struct handle *handle)
+{
+	pthread_mutex_lock(&reader->handles_lock);
+	if (handle->next)
+		handle->next->previous = handle->previous;
+	if (handle->previous)
+		handle->previous->next = handle->next;
+	else
+		reader->handles = handle->next;
+	pthread_mutex_unlock(&reader->handles_lock);
+}
+
+int cbshm_breaker_open(struct cbshm *client, const char *name, struct cbshm_breaker **breaker)
+{
+	struct name_key key;
+	int ignored;
+
+	if (!breaker)
+		return CBSHM_ERR_INVALID;
+	*breaker = NULL;
+	if (!client || !name_key_set(&key, name))
+		return CBSHM_ERR_INVALID;
+	struct handle *handle = calloc(1, sizeof(*handle));
+	if (!handle)
+		return CBSHM_ERR_MEMORY;
+	handle->client = client;
+	handle->key = key;
+	memcpy(handle->name, name, key.length);
+	handles_add(client->reader, handle);
+	segment_newest(client, &ignored);
+	handle_rebind(handle);
+	*breaker = &handle->breaker;
+	return 0;
+}
+
+void cbshm_breaker_close(struct cbshm_breaker *breaker)
+{
+	if (!breaker)
+		return;
+	struct handle *handle = handle_of(breaker);
+	handles_remove(handle->client->reader, handle);
+	free(handle);
+}
+
+const char *cbshm_breaker_name(const struct cbshm_breaker *breaker)
+{
+	return handle_of(breaker)->name;
+}
