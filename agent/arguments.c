@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "agent/arguments.h"
+#include "libcbshm/name.h"
 
 #define BY_MAX             128
 #define REASON_MAX         1024
@@ -214,7 +215,10 @@ static bool numbers_cost(const cJSON *value, size_t *cost)
 static bool take_name(const char *field, const cJSON *value, struct request *request,
 		      struct fault *fault)
 {
-	return take_text(field, value, CBSHM_NAME_ROOM - 1, "", &request->name, fault);
+	if (!cJSON_IsString(value) || name_length(value->valuestring) == 0)
+		return invalid(fault, field,
+			       "must be a text of 1 to 128 bytes without control characters");
+	return keep(&request->name, value->valuestring, fault);
 }
 
 static bool take_score(const char *field, const cJSON *value, struct request *request,

@@ -13,8 +13,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "agent/message.h"
-#include "agent/methods.h"
+#include "agent/session.h"
 
 struct agent;
 struct listener;
@@ -43,16 +42,14 @@ enum listener_refusal {
 struct listener_counters {
 	uint64_t accepted;
 	uint64_t refused[LISTENER_REFUSALS];
-	uint64_t dropped;                         /* sessions ended because the peer did not read */
-	uint64_t requests[METHODS][REPLY_ERRORS]; /* [..][REPLY_OK]: answered without error */
-	unsigned sessions;                        /* at this moment */
+	unsigned sessions; /* at this moment */
+	struct session_counters calls;
 };
 
 /*
  * Binds the socket and begins to accept. A socket that a dead agent of this user left behind is
  * replaced. A live one, another user's, or anything that is no socket is left alone and an error.
- * agent->event_base, ->writer and ->segment are used from the first client on and must outlive the
- * listener, but for the writer, which may be freed before it.
+ * agent->base, ->writer and ->segment must be there and stay.
  *
  * Returns 0 or -errno; then *message says what is wrong and what to do.
  */
@@ -65,7 +62,8 @@ int listener_new(struct agent *agent, const struct listener_options *options,
  */
 void listener_stop(struct listener *listener, void (*stopped)(void *arg), void *arg);
 
-/* Ends what is left at once. Requests already submitted stay with the writer. NULL is fine. */
+/* Ends what is left at once. Requests already submitted stay with the writer, which may be freed
+ * later. NULL is fine. */
 void listener_free(struct listener *listener);
 
 /* Valid until listener_free(). */

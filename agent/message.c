@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "agent/message.h"
+#include "libcbshm/name.h"
 
 static const struct {
 	const char *name;
@@ -42,44 +43,13 @@ const char *reply_error_name(enum reply_error error)
 	return errors[error].name;
 }
 
-size_t utf8_length(const char *text, size_t size)
-{
-	const unsigned char *p = (const unsigned char *)text;
-	size_t length;
-	uint32_t c;
-
-	if (size == 0)
-		return 0;
-	if (p[0] < 0x80)
-		return 1;
-	length = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
-	if (p[0] < 0xc2 || p[0] > 0xf4 || size < length)
-		return 0;
-	c = p[0] & (0x7fu >> length);
-	for (size_t i = 1; i < length; i++) {
-		if ((p[i] & 0xc0) != 0x80)
-			return 0;
-		c = c << 6 | (p[i] & 0x3f);
-	}
-	if ((length == 3 && c < 0x800) || (length == 4 && c < 0x10000) || c > 0x10ffff ||
-	    (c >= 0xd800 && c <= 0xdfff))
-		return 0;
-	return length;
-}
-
 /* Copies what fits, whole characters only. */
 static void copy_cut(char *out, size_t room, const char *text)
 {
-	size_t size = strlen(text), used = 0, length;
+	const size_t length = utf8_cut(text, strlen(text), room - 1);
 
-	while (used < size) {
-		length = utf8_length(text + used, size - used);
-		if (length == 0 || used + length >= room)
-			break;
-		used += length;
-	}
-	memcpy(out, text, used);
-	out[used] = '\0';
+	memcpy(out, text, length);
+	out[length] = '\0';
 }
 
 bool fault_set(struct fault *fault, enum reply_error error, const char *subject, const char *format,
@@ -106,7 +76,7 @@ static bool malformed(struct fault *fault, const char *what, size_t offset)
 /* Checks the string that begins after text[*at] == '"' and moves *at to its closing quote. */
 static bool scan_string(const char *text, size_t size, size_t *at, struct fault *fault)
 {
-	size_t i = *at + 1, length;
+	size_t i = *at + 1;
 
 	while (i < size && text[i] != '"') {
 		if ((unsigned char)text[i] < 0x20)
@@ -114,13 +84,9 @@ static bool scan_string(const char *text, size_t size, size_t *at, struct fault 
 		if (text[i] == '\\') {
 			if (strncmp(text + i, "\\u0000", 6) == 0)
 				return malformed(fault, "an escaped NUL in a text", i);
-			i += i + 1 < size && (unsigned char)text[i + 1] < 0x80 ? 2 : 1;
-			continue;
+			i++;
 		}
-		length = utf8_length(text + i, size - i);
-		if (length == 0)
-			return malformed(fault, "invalid UTF-8", i);
-		i += length;
+		i++;
 	}
 	if (i >= size)
 		return malformed(fault, "a text that does not end", *at);
@@ -257,6 +223,8 @@ bool message_parse(const char *text, size_t size, struct message *message, struc
 	if (size > MESSAGE_SIZE_MAX)
 		return fault_set(fault, REPLY_MALFORMED, NULL,
 				 "the message is longer than %u bytes", MESSAGE_SIZE_MAX);
+	if (!utf8_valid(text, size))
+		return malformed(fault, "invalid UTF-8", utf8_cut(text, size, size));
 	if (!scan(text, size, fault))
 		return false;
 	message->root = cJSON_ParseWithLengthOpts(text, size + 1, &end, 1);

@@ -73,7 +73,4 @@ void message_free(struct message *message);
 char *message_reply(cJSON *parameters);
 char *message_error(const struct fault *fault);
 
-/* Length of the valid UTF-8 sequence at `text`, at most `size` bytes; 0 if there is none. */
-size_t utf8_length(const char *text, size_t size);
-
 #endif /* AGENT_MESSAGE_H */

@@ -19,8 +19,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "agent/message.h"
 #include "agent/peer.h"
+#include "libcbshm/name.h"
 
 #define NAMES            256  /* users remembered */
 #define NAME_LIFETIME    3600 /* seconds */
@@ -66,15 +66,11 @@ static void number_as_name(uid_t uid, char *name, size_t size)
 /* Fit to go into a JSON text and an audit log? */
 static bool is_printable(const char *text)
 {
-	const size_t size = strlen(text);
-	size_t length;
-
-	for (size_t i = 0; i < size; i += length) {
-		length = utf8_length(text + i, size - i);
-		if (length == 0 || (unsigned char)text[i] < 0x20 || text[i] == 0x7f)
+	for (const unsigned char *p = (const unsigned char *)text; *p != '\0'; p++) {
+		if (*p < 0x20 || *p == 0x7f)
 			return false;
 	}
-	return true;
+	return utf8_valid(text, strlen(text));
 }
 
 static void ask_name(uid_t uid, char *name, size_t size)

@@ -1,0 +1,474 @@
+/*
+ * session.c - frames from a client, calls in their order, replies back
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * What a call means is methods.c's business. The writer may answer in any order; a reply waits here
+ * until all earlier ones are out. How much a client can make the agent hold is bounded: before the next frame is read
+ * there must be room for the largest reply to it and to all calls under way.
+ */
+#include <config.h>
+
+#include <assert.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <event2/buffer.h>
+#include <event2/bufferevent.h>
+#include <event2/event.h>
+
+#include "agent/log.h"
+#include "agent/session.h"
+#include "agent/writer.h"
+
+#define INPUT_MAX         (2 * (size_t)MESSAGE_SIZE_MAX) /* bytes read ahead */
+#define CALLS_PER_TURN    64                             /* then other clients have theirs */
+#define REPLY_SIZE_COMMON 512 /* a reply, but for what it repeats of the call */
+
+enum session_state {
+	SESSION_READING,
+	SESSION_PAUSED,   /* too much under way: reads on when there is room */
+	SESSION_DRAINING, /* reads no more, answers what it has */
+	SESSION_ENDED,    /* to be freed by the next turn of the event loop */
+	SESSION_STATES
+};
+
+static const char *const state_names[SESSION_STATES] = {"reading", "paused", "draining", "ended"};
+
+static const bool state_moves[SESSION_STATES][SESSION_STATES] = {
+	[SESSION_READING] =
+		{[SESSION_PAUSED] = true, [SESSION_DRAINING] = true, [SESSION_ENDED] = true},
+	[SESSION_PAUSED] =
+		{[SESSION_READING] = true, [SESSION_DRAINING] = true, [SESSION_ENDED] = true},
+	[SESSION_DRAINING] = {[SESSION_ENDED] = true},
+};
+
+/* A call, from its frame to its reply. One that waits for the writer outlives its session. */
+struct call {
+	struct session *session; /* NULL: it has ended */
+	struct call *next;
+	enum method_id method;
+	bool oneway;
+	bool submitted; /* the writer has a request that points here */
+	bool answered;
+	size_t reserved; /* bytes set aside for the reply */
+	char *reply;     /* NULL until answered, and of a oneway call */
+};
+
+struct session {
+	const struct session_host *host;
+	struct bufferevent *stream;
+	struct event *turn; /* fires when there is more to do than this turn of the loop allowed */
+	enum session_state state;
+	bool end_of_input;
+	uint64_t id;
+	struct peer peer;
+	enum access access;
+	struct call *first, **last; /* in the order in which they came */
+	unsigned calls;
+	size_t reserved; /* for the calls that are not answered */
+	size_t held;     /* bytes of replies that wait for an earlier one */
+};
+
+static void session_process(struct session *session);
+
+/* ---- states ----------------------------------------------------------------------------- */
+
+static void set_state(struct session *session, enum session_state state)
+{
+	assert(state_moves[session->state][state]);
+	log_event(LOG_LEVEL_DEBUG, "session_state", "session=%ju uid=%ju from=%s to=%s",
+		  (uintmax_t)session->id, (uintmax_t)session->peer.uid, state_names[session->state],
+		  state_names[state]);
+	session->state = state;
+	/* At the end of the input there is nothing left to be enabled for. */
+	if (state == SESSION_READING && !session->end_of_input)
+		bufferevent_enable(session->stream, EV_READ);
+	else if (state != SESSION_READING)
+		bufferevent_disable(session->stream, EV_READ);
+}
+
+static void next_turn(struct session *session)
+{
+	static const struct timeval now = {0, 0};
+
+	event_add(session->turn, &now);
+}
+
+/* The memory goes by the next turn of the loop: callers up the stack still look at the session. */
+static void end(struct session *session)
+{
+	if (session->state == SESSION_ENDED)
+		return;
+	set_state(session, SESSION_ENDED);
+	bufferevent_disable(session->stream, EV_READ | EV_WRITE);
+	next_turn(session);
+}
+
+static void drop(struct session *session, const char *why)
+{
+	log_event(LOG_LEVEL_WARNING, "session_dropped",
+		  "session=%ju uid=%ju pid=%jd user=%s reason=%s", (uintmax_t)session->id,
+		  (uintmax_t)session->peer.uid, (intmax_t)session->peer.pid,
+		  LOG_VALUE(session->peer.user), why);
+	session->host->counters->dropped++;
+	end(session);
+}
+
+static void drain(struct session *session)
+{
+	set_state(session, SESSION_DRAINING);
+	evbuffer_drain(bufferevent_get_input(session->stream), SIZE_MAX);
+}
+
+/* ---- replies ---------------------------------------------------------------------------- */
+
+static size_t unsent(const struct session *session)
+{
+	return evbuffer_get_length(bufferevent_get_output(session->stream)) + session->held;
+}
+
+static bool has_room(const struct session *session)
+{
+	return session->calls < SESSION_PIPELINE_MAX &&
+	       unsent(session) + session->reserved + MESSAGE_SIZE_MAX <= SESSION_UNSENT_MAX;
+}
+
+static void call_free(struct call *call)
+{
+	free(call->reply);
+	free(call);
+}
+
+/* Sends the replies whose turn it is. */
+static void send_replies(struct session *session)
+{
+	while (session->first != NULL && session->first->answered) {
+		struct call *call = session->first;
+
+		session->first = call->next;
+		if (session->first == NULL)
+			session->last = &session->first;
+		session->calls--;
+		if (call->reply != NULL) {
+			const size_t size = strlen(call->reply) + 1;
+
+			session->held -= size;
+			if (bufferevent_write(session->stream, call->reply, size) < 0)
+				drop(session, "memory");
+		}
+		call_free(call);
+	}
+}
+
+/* After anything that may have let a session go on: to read, or to its end. */
+static void settle(struct session *session)
+{
+	if (session->state == SESSION_ENDED)
+		return;
+	send_replies(session);
+	if (session->state == SESSION_ENDED)
+		return;
+	if (unsent(session) > SESSION_UNSENT_MAX) {
+		drop(session, "unread_replies");
+	} else if (session->state == SESSION_PAUSED && has_room(session)) {
+		set_state(session, SESSION_READING);
+		next_turn(session);
+	} else if (session->state == SESSION_DRAINING && session->calls == 0 &&
+		   unsent(session) == 0) {
+		end(session);
+	}
+}
+
+/* Takes the reply over. NULL for want of memory: an order with a gap is none, so the session ends. */
+static void answer(struct call *call, enum reply_error error, char *reply)
+{
+	struct session *session = call->session;
+
+	session->host->counters->replies[call->method][error]++;
+	call->answered = true;
+	session->reserved -= call->reserved;
+	if (call->oneway) {
+		free(reply);
+	} else if (reply != NULL) {
+		call->reply = reply;
+		session->held += strlen(reply) + 1;
+	} else {
+		drop(session, "memory");
+	}
+}
+
+static void request_done(struct request *request, const struct answer *result)
+{
+	struct call *call = request->arg;
+	struct session *session = call->session;
+	enum reply_error error;
+	char *reply;
+
+	if (session == NULL) {
+		call_free(call);
+	} else {
+		reply = methods_reply(request, result, &error);
+		answer(call, error, reply);
+		settle(session);
+	}
+	request_free(request);
+}
+
+/* ---- calls ------------------------------------------------------------------------------ */
+
+static struct call *call_new(struct session *session)
+{
+	struct call *call = calloc(1, sizeof(*call));
+
+	if (call == NULL)
+		return NULL;
+	call->session = session;
+	*session->last = call;
+	session->last = &call->next;
+	session->calls++;
+	return call;
+}
+
+static void refuse_frame(struct session *session, struct call *call, const struct fault *fault)
+{
+	log_event(LOG_LEVEL_INFO, "session_malformed", "session=%ju uid=%ju pid=%jd message=%s",
+		  (uintmax_t)session->id, (uintmax_t)session->peer.uid, (intmax_t)session->peer.pid,
+		  LOG_VALUE(fault->message));
+	call->method = METHOD_UNKNOWN;
+	answer(call, fault->error, message_error(fault));
+	if (session->state == SESSION_READING)
+		drain(session);
+}
+
+static void dispatch(struct session *session, struct call *call, const struct message *message,
+		     size_t size)
+{
+	const struct caller caller = {&session->peer, session->access, session->host->segment};
+	struct dispatch result;
+
+	call->oneway = message->oneway;
+	if (methods_dispatch(message, &caller, &result) < 0) {
+		drop(session, "memory");
+		return;
+	}
+	call->method = result.method;
+	if (result.request == NULL) {
+		answer(call, result.error, result.reply);
+		return;
+	}
+	call->reserved = REPLY_SIZE_COMMON + size;
+	if (result.method == METHOD_GET_INCIDENTS)
+		call->reserved = MESSAGE_SIZE_MAX;
+	session->reserved += call->reserved;
+	result.request->done = request_done;
+	result.request->arg = call;
+	call->submitted = true;
+	writer_submit(session->host->writer, result.request);
+}
+
+/* Returns what it cost of CALLS_PER_TURN. */
+static unsigned handle_frame(struct session *session, const char *text, size_t size)
+{
+	struct call *call = call_new(session);
+	struct message message;
+	struct fault fault;
+
+	if (call == NULL) {
+		drop(session, "memory");
+		return CALLS_PER_TURN;
+	}
+	if (!message_parse(text, size, &message, &fault)) {
+		refuse_frame(session, call, &fault);
+		return CALLS_PER_TURN;
+	}
+	dispatch(session, call, &message, size);
+	message_free(&message);
+	return call->method == METHOD_LIST ? CALLS_PER_TURN : 1;
+}
+
+/* A frame that cannot be taken from the stream at all. */
+static void broken_frame(struct session *session, const char *message)
+{
+	struct call *call = call_new(session);
+	struct fault fault;
+
+	if (call == NULL) {
+		drop(session, "memory");
+		return;
+	}
+	fault_set(&fault, REPLY_MALFORMED, NULL, "%s", message);
+	refuse_frame(session, call, &fault);
+}
+
+/* No whole frame is there. Will one come? */
+static void input_exhausted(struct session *session)
+{
+	const size_t rest = evbuffer_get_length(bufferevent_get_input(session->stream));
+
+	if (rest > MESSAGE_SIZE_MAX)
+		broken_frame(session, "the message is longer than 65536 bytes");
+	else if (session->end_of_input && rest > 0)
+		broken_frame(session, "the connection ended within a message: its NUL is missing");
+	else if (session->end_of_input)
+		drain(session);
+}
+
+static void session_process(struct session *session)
+{
+	struct evbuffer *input = bufferevent_get_input(session->stream);
+	unsigned spent = 0;
+
+	while (session->state == SESSION_READING) {
+		size_t size;
+		char *text;
+
+		if (!has_room(session)) {
+			set_state(session, SESSION_PAUSED);
+			break;
+		}
+		if (spent >= CALLS_PER_TURN) {
+			next_turn(session);
+			break;
+		}
+		text = evbuffer_readln(input, &size, EVBUFFER_EOL_NUL);
+		if (text == NULL) {
+			input_exhausted(session);
+			break;
+		}
+		spent += handle_frame(session, text, size);
+		free(text);
+		send_replies(session);
+	}
+	settle(session);
+}
+
+/* ---- events ----------------------------------------------------------------------------- */
+
+static void on_read(struct bufferevent *stream, void *arg)
+{
+	(void)stream;
+	session_process(arg);
+}
+
+static void on_written(struct bufferevent *stream, void *arg)
+{
+	(void)stream;
+	settle(arg);
+}
+
+static void on_event(struct bufferevent *stream, short what, void *arg)
+{
+	struct session *session = arg;
+
+	(void)stream;
+	if (session->state == SESSION_ENDED)
+		return;
+	if ((what & BEV_EVENT_TIMEOUT) != 0) {
+		drop(session, "stalled");
+	} else if ((what & BEV_EVENT_EOF) != 0 && (what & BEV_EVENT_READING) != 0) {
+		session->end_of_input = true;
+		session_process(session);
+	} else {
+		end(session);
+	}
+}
+
+static void on_turn(evutil_socket_t fd, short what, void *arg)
+{
+	struct session *session = arg;
+
+	(void)fd;
+	(void)what;
+	if (session->state != SESSION_ENDED) {
+		session_process(session);
+		return;
+	}
+	session->host->ended(session->host->arg, session);
+	session_free(session);
+}
+
+/* ---- life ------------------------------------------------------------------------------- */
+
+static int open_stream(struct session *session, int fd)
+{
+	const struct session_host *host = session->host;
+	const unsigned stall_ms =
+		host->stall_ms != 0 ? host->stall_ms : SESSION_STALL_SECONDS * 1000;
+	const struct timeval stall = {(time_t)(stall_ms / 1000),
+				      (suseconds_t)(stall_ms % 1000) * 1000};
+
+	session->turn = evtimer_new(host->event_base, on_turn, session);
+	session->stream = bufferevent_socket_new(host->event_base, fd, BEV_OPT_CLOSE_ON_FREE);
+	if (session->stream == NULL) {
+		close(fd);
+		return -ENOMEM;
+	}
+	if (session->turn == NULL)
+		return -ENOMEM;
+	bufferevent_setcb(session->stream, on_read, on_written, on_event, session);
+	bufferevent_setwatermark(session->stream, EV_READ, 0, INPUT_MAX);
+	bufferevent_setwatermark(session->stream, EV_WRITE, SESSION_UNSENT_MAX / 2, 0);
+	bufferevent_set_timeouts(session->stream, NULL, &stall);
+	return bufferevent_enable(session->stream, EV_READ | EV_WRITE) < 0 ? -EIO : 0;
+}
+
+int session_new(const struct session_host *host, int fd, uint64_t id, const struct peer *peer,
+		enum access access, struct session **session)
+{
+	struct session *made = calloc(1, sizeof(*made));
+	int r;
+
+	if (made == NULL) {
+		close(fd);
+		return -ENOMEM;
+	}
+	made->host = host;
+	made->id = id;
+	made->peer = *peer;
+	made->access = access;
+	made->last = &made->first;
+	r = open_stream(made, fd);
+	if (r < 0) {
+		session_free(made);
+		return r;
+	}
+	*session = made;
+	return 0;
+}
+
+const struct peer *session_peer(const struct session *session)
+{
+	return &session->peer;
+}
+
+void session_stop(struct session *session)
+{
+	if (session->state != SESSION_READING && session->state != SESSION_PAUSED)
+		return;
+	drain(session);
+	settle(session);
+}
+
+void session_free(struct session *session)
+{
+	struct call *call, *next;
+
+	if (session == NULL)
+		return;
+	for (call = session->first; call != NULL; call = next) {
+		next = call->next;
+		if (call->submitted && !call->answered)
+			call->session = NULL; /* request_done() frees it */
+		else
+			call_free(call);
+	}
+	if (session->turn != NULL)
+		event_free(session->turn);
+	if (session->stream != NULL)
+		bufferevent_free(session->stream);
+	free(session);
+}
