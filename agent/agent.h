@@ -20,7 +20,7 @@ struct writer;
 struct listener;
 
 struct agent {
-	struct event_base *event_base;
+	struct event_base *base;
 	struct config *config; /* replaced as a whole by a reload: do not keep pointers into it */
 	struct segment_writer *segment;
 	struct database *database; /* the connections to Postgres */

@@ -1,0 +1,615 @@
+/*
+ * connection.c - libpq, without blocking, on the event loop
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * The connection is in pipeline mode all its life. Only one unit is with the server at a time, so that a failed transaction can
+ * be rolled back before anything else runs: what makes a pipeline worthwhile is that a unit is one round trip.
+ * Not here: when to connect and reconnect (database.c).
+ */
+#include "config.h"
+
+#include <assert.h>
+#include <event2/event.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "agent/connection.h"
+#include "agent/log.h"
+#include "agent/text.h"
+
+#define PREPARED_MAX 8
+
+struct statement {
+	const char *sql;
+	int count;
+	char *values[UNIT_VALUES_MAX];
+	bool binary;
+	bool prepared;
+	bool streamed;
+	bool flushed;
+};
+
+struct unit {
+	struct statement statements[UNIT_STATEMENTS_MAX];
+	PGresult *results[UNIT_STATEMENTS_MAX];
+	unsigned count;
+	int failed; /* the statement, -1 = none */
+	unit_row *row;
+	unit_done *done;
+	void *arg;
+	int64_t sent_at;
+	int64_t ended_at;
+	struct unit *next;
+};
+
+/* What libpq was given and has not yet answered, in order. */
+struct expected {
+	int statement; /* of the active unit */
+	int prepares; /* the number of the prepared statement that this makes, -1 = it is the statement itself */
+};
+
+struct connection {
+	struct event_base *base;
+	const char *name;
+	PGconn *pg;
+	struct connection_events events;
+	void *arg;
+	struct event *readable;
+	struct event *writable;
+	struct event *timeout; /* of the attempt to connect */
+	struct event *lost;    /* calls events.lost from the loop itself */
+	bool open;
+	bool broken;
+	char message[512];
+	char server[128];
+
+	struct unit *active;
+	struct unit *first; /* waiting */
+	struct unit **last;
+	struct expected expected[2 * UNIT_STATEMENTS_MAX];
+	unsigned expected_count;
+	unsigned position;
+
+	bool may_prepare;
+	const char *prepared[PREPARED_MAX]; /* the text; statement i is called "cbshm_<i>" */
+	int64_t heard_at;                   /* CLOCK_MONOTONIC */
+	int64_t asked_at;
+};
+
+int64_t clock_microseconds(int clock)
+{
+	struct timespec now;
+
+	clock_gettime((clockid_t)clock, &now);
+	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/* ---- units ---- */
+
+struct unit *unit_new(unit_done *done, void *arg)
+{
+	struct unit *unit = memory_new(1, sizeof(*unit));
+
+	unit->failed = -1;
+	unit->done = done;
+	unit->arg = arg;
+	return unit;
+}
+
+unsigned unit_add(struct unit *unit, const char *sql, int count, ...)
+{
+	struct statement *statement = &unit->statements[unit->count];
+	va_list values;
+
+	assert(unit->count < UNIT_STATEMENTS_MAX && count <= UNIT_VALUES_MAX);
+	statement->sql = sql;
+	statement->count = count;
+	va_start(values, count);
+	for (int i = 0; i < count; i++)
+		statement->values[i] = va_arg(values, char *);
+	va_end(values);
+	return unit->count++;
+}
+
+void unit_binary(struct unit *unit)
+{
+	unit->statements[unit->count - 1].binary = true;
+}
+
+void unit_prepared(struct unit *unit)
+{
+	unit->statements[unit->count - 1].prepared = true;
+}
+
+void unit_streamed(struct unit *unit, unit_row *row)
+{
+	unit->statements[unit->count - 1].streamed = true;
+	unit->row = row;
+}
+
+void unit_flushed(struct unit *unit)
+{
+	unit->statements[unit->count - 1].flushed = true;
+}
+
+const PGresult *unit_result(const struct unit *unit, unsigned statement)
+{
+	return unit->results[statement];
+}
+
+PGresult *unit_take_result(struct unit *unit, unsigned statement)
+{
+	PGresult *taken = unit->results[statement];
+
+	unit->results[statement] = NULL;
+	return taken;
+}
+
+const PGresult *unit_error(const struct unit *unit)
+{
+	return unit->failed < 0 ? NULL : unit->results[unit->failed];
+}
+
+int64_t unit_sent_at(const struct unit *unit)
+{
+	return unit->sent_at;
+}
+
+int64_t unit_ended_at(const struct unit *unit)
+{
+	return unit->ended_at;
+}
+
+static void unit_end(struct unit *unit, enum unit_end end)
+{
+	unit->ended_at = clock_microseconds(CLOCK_BOOTTIME);
+	unit->done(unit, end, unit->arg);
+	for (unsigned i = 0; i < unit->count; i++) {
+		for (int j = 0; j < unit->statements[i].count; j++)
+			free(unit->statements[i].values[j]);
+		PQclear(unit->results[i]);
+	}
+	free(unit);
+}
+
+/* ---- the end of a connection ---- */
+
+static void lose(struct connection *connection, const char *message)
+{
+	if (connection->broken)
+		return;
+	connection->broken = true;
+	snprintf(connection->message, sizeof(connection->message), "%s",
+		 message != NULL && *message != '\0' ? message : "connection lost");
+	for (char *p = connection->message + strlen(connection->message) - 1;
+	     p > connection->message && *p == '\n'; p--)
+		*p = '\0';
+	event_del(connection->timeout);
+	event_active(connection->lost, EV_TIMEOUT, 0);
+}
+
+static void on_lost(evutil_socket_t fd, short what, void *arg)
+{
+	struct connection *connection = arg;
+
+	(void)fd;
+	(void)what;
+	connection->events.lost(connection, connection->message, connection->arg);
+}
+
+static void free_event(struct event **event)
+{
+	if (*event != NULL)
+		event_free(*event);
+	*event = NULL;
+}
+
+void connection_free(struct connection *connection)
+{
+	struct unit *unit;
+
+	if (connection == NULL)
+		return;
+	connection->broken = true;
+	free_event(&connection->readable);
+	free_event(&connection->writable);
+	free_event(&connection->timeout);
+	free_event(&connection->lost);
+	if (connection->active != NULL)
+		unit_end(connection->active, UNIT_LOST);
+	while ((unit = connection->first) != NULL) {
+		connection->first = unit->next;
+		unit_end(unit, UNIT_LOST);
+	}
+	PQfinish(connection->pg);
+	free(connection);
+}
+
+/* ---- sending ---- */
+
+static void watch(struct connection *connection, short what);
+
+static void flush(struct connection *connection)
+{
+	const int left = PQflush(connection->pg);
+
+	if (left > 0)
+		event_add(connection->writable, NULL);
+	/* left < 0: the reading side says what is wrong, after what the server has still sent. */
+}
+
+static void expect(struct connection *connection, int statement, int prepares)
+{
+	assert(connection->expected_count <
+	       sizeof(connection->expected) / sizeof(*connection->expected));
+	connection->expected[connection->expected_count++] =
+		(struct expected){.statement = statement, .prepares = prepares};
+}
+
+/* Which prepared statement stands for it; *missing: it has yet to be made. -1: none. */
+static int find_prepared(const struct connection *connection, const char *sql, bool *missing)
+{
+	*missing = false;
+	for (int i = 0; connection->may_prepare && i < PREPARED_MAX; i++) {
+		if (connection->prepared[i] == sql)
+			return i;
+		if (connection->prepared[i] == NULL) {
+			*missing = true;
+			return i;
+		}
+	}
+	return -1;
+}
+
+static bool send_statement(struct connection *connection, int number)
+{
+	const struct statement *statement = &connection->active->statements[number];
+	const char *const *values = (const char *const *)statement->values;
+	const int binary = statement->binary ? 1 : 0;
+	char name[32];
+	bool missing = false, sent;
+	int prepared = -1;
+
+	if (statement->prepared)
+		prepared = find_prepared(connection, statement->sql, &missing);
+	snprintf(name, sizeof(name), "cbshm_%d", prepared);
+	if (missing) {
+		if (!PQsendPrepare(connection->pg, name, statement->sql, 0, NULL))
+			return false;
+		expect(connection, number, prepared);
+		/* Marked now, so that the next one takes another number; unmarked if it fails. */
+		connection->prepared[prepared] = statement->sql;
+	}
+	if (prepared >= 0)
+		sent = PQsendQueryPrepared(connection->pg, name, statement->count, values, NULL,
+					   NULL, binary);
+	else
+		sent = PQsendQueryParams(connection->pg, statement->sql, statement->count, NULL,
+					 values, NULL, NULL, binary);
+	if (!sent)
+		return false;
+	expect(connection, number, -1);
+	return !statement->flushed || PQsendFlushRequest(connection->pg);
+}
+
+/* Before the results of the next statement are taken. */
+static void begin_results(struct connection *connection)
+{
+	const struct expected *next = &connection->expected[connection->position];
+
+	if (connection->position < connection->expected_count && next->prepares < 0 &&
+	    connection->active->statements[next->statement].streamed)
+		PQsetSingleRowMode(connection->pg);
+}
+
+static void send_next(struct connection *connection)
+{
+	struct unit *unit = connection->first;
+
+	if (unit == NULL || connection->active != NULL || !connection->open || connection->broken)
+		return;
+	connection->first = unit->next;
+	if (connection->first == NULL)
+		connection->last = &connection->first;
+	connection->active = unit;
+	connection->expected_count = connection->position = 0;
+	connection->asked_at = clock_microseconds(CLOCK_MONOTONIC);
+	unit->sent_at = clock_microseconds(CLOCK_BOOTTIME);
+	for (unsigned i = 0; i < unit->count; i++) {
+		if (!send_statement(connection, (int)i)) {
+			lose(connection, PQerrorMessage(connection->pg));
+			return;
+		}
+	}
+	if (!PQpipelineSync(connection->pg)) {
+		lose(connection, PQerrorMessage(connection->pg));
+		return;
+	}
+	begin_results(connection);
+	flush(connection);
+}
+
+void connection_run(struct connection *connection, struct unit *unit)
+{
+	*connection->last = unit;
+	connection->last = &unit->next;
+	send_next(connection);
+}
+
+static void rolled_back(struct unit *unit, enum unit_end end, void *arg)
+{
+	(void)unit;
+	(void)end;
+	(void)arg;
+}
+
+/* A transaction that a failed unit left open ends before the next unit begins. */
+static void roll_back(struct connection *connection)
+{
+	struct unit *unit = unit_new(rolled_back, NULL);
+
+	unit_add(unit, "ROLLBACK", 0);
+	unit->next = connection->first;
+	if (connection->first == NULL)
+		connection->last = &unit->next;
+	connection->first = unit;
+}
+
+/* ---- receiving ---- */
+
+/* The server has forgotten a prepared statement, as behind a pooler, or it does not fit any more. */
+static void distrust_prepared(struct connection *connection, const PGresult *result)
+{
+	const char *state = PQresultErrorField(result, PG_DIAG_SQLSTATE);
+
+	if (state == NULL || (strcmp(state, "26000") != 0 && strcmp(state, "0A000") != 0 &&
+			      strcmp(state, "42P05") != 0))
+		return;
+	log_event(LOG_LEVEL_WARNING, "prepared_statements_off", "connection=%s sqlstate=%s",
+		  connection->name, state);
+	connection->may_prepare = false;
+}
+
+static void take_failure(struct connection *connection, const struct expected *expected,
+			 PGresult *result)
+{
+	struct unit *unit = connection->active;
+
+	if (expected->prepares >= 0)
+		connection->prepared[expected->prepares] = NULL;
+	if (PQresultStatus(result) == PGRES_PIPELINE_ABORTED || unit->failed >= 0) {
+		PQclear(result);
+		return;
+	}
+	distrust_prepared(connection, result);
+	unit->failed = expected->statement;
+	PQclear(unit->results[expected->statement]);
+	unit->results[expected->statement] = result;
+}
+
+static void take_result(struct connection *connection, PGresult *result)
+{
+	struct unit *unit = connection->active;
+	const struct expected *expected = &connection->expected[connection->position];
+
+	switch (PQresultStatus(result)) {
+	case PGRES_SINGLE_TUPLE:
+		unit->row(result, unit->arg);
+		PQclear(result);
+		break;
+	case PGRES_TUPLES_OK:
+	case PGRES_COMMAND_OK:
+		if (expected->prepares >= 0) {
+			PQclear(result);
+		} else {
+			PQclear(unit->results[expected->statement]);
+			unit->results[expected->statement] = result;
+		}
+		break;
+	default:
+		take_failure(connection, expected, result);
+		break;
+	}
+}
+
+static void finish_active(struct connection *connection)
+{
+	struct unit *unit = connection->active;
+
+	connection->active = NULL;
+	if (PQtransactionStatus(connection->pg) != PQTRANS_IDLE)
+		roll_back(connection);
+	unit_end(unit, unit->failed < 0 ? UNIT_DONE : UNIT_FAILED);
+	send_next(connection);
+}
+
+static void take_results(struct connection *connection)
+{
+	PGresult *result;
+
+	while (!connection->broken && connection->active != NULL && !PQisBusy(connection->pg)) {
+		result = PQgetResult(connection->pg);
+		if (result == NULL) {
+			connection->position++;
+			begin_results(connection);
+		} else if (PQresultStatus(result) == PGRES_PIPELINE_SYNC) {
+			PQclear(result);
+			finish_active(connection);
+		} else if (connection->position >= connection->expected_count) {
+			/* libpq's own error, when the connection ends between the last result and the sync. */
+			lose(connection, PQresultErrorMessage(result));
+			PQclear(result);
+		} else {
+			take_result(connection, result);
+			if (PQstatus(connection->pg) == CONNECTION_BAD)
+				break;
+		}
+	}
+}
+
+static void take_notifications(struct connection *connection)
+{
+	PGnotify *notify;
+
+	while ((notify = PQnotifies(connection->pg)) != NULL) {
+		if (connection->events.notified != NULL)
+			connection->events.notified(notify->relname, notify->extra,
+						    connection->arg);
+		PQfreemem(notify);
+	}
+}
+
+static void on_ready(evutil_socket_t fd, short what, void *arg)
+{
+	struct connection *connection = arg;
+	int alive = 1;
+
+	(void)fd;
+	if (connection->broken)
+		return;
+	if ((what & EV_READ) != 0) {
+		connection->heard_at = clock_microseconds(CLOCK_MONOTONIC);
+		alive = PQconsumeInput(connection->pg);
+	}
+	/* Also after a failure: what the server sent before it is still there. */
+	take_notifications(connection);
+	take_results(connection);
+	take_notifications(connection);
+	if (!alive || PQstatus(connection->pg) == CONNECTION_BAD)
+		lose(connection, PQerrorMessage(connection->pg));
+	else if ((what & EV_WRITE) != 0)
+		flush(connection);
+}
+
+/* ---- connecting ---- */
+
+static void on_notice(void *arg, const PGresult *result)
+{
+	const struct connection *connection = arg;
+	const char *text = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
+
+	log_event(LOG_LEVEL_DEBUG, "server_notice", "connection=%s message=%s", connection->name,
+		  LOG_VALUE(text));
+}
+
+static void opened(struct connection *connection)
+{
+	const int socket = PQsocket(connection->pg);
+
+	event_del(connection->timeout);
+	if (PQsetnonblocking(connection->pg, 1) != 0 || !PQenterPipelineMode(connection->pg)) {
+		lose(connection, PQerrorMessage(connection->pg));
+		return;
+	}
+	PQsetNoticeReceiver(connection->pg, on_notice, connection);
+	free_event(&connection->readable);
+	free_event(&connection->writable);
+	connection->readable =
+		event_new(connection->base, socket, EV_READ | EV_PERSIST, on_ready, connection);
+	connection->writable = event_new(connection->base, socket, EV_WRITE, on_ready, connection);
+	event_add(connection->readable, NULL);
+	connection->open = true;
+	connection->heard_at = clock_microseconds(CLOCK_MONOTONIC);
+	snprintf(connection->server, sizeof(connection->server), "%s:%s", PQhost(connection->pg),
+		 PQport(connection->pg));
+	connection->events.opened(connection, connection->arg);
+	send_next(connection);
+}
+
+static void on_connecting(evutil_socket_t fd, short what, void *arg)
+{
+	struct connection *connection = arg;
+
+	(void)fd;
+	(void)what;
+	if (connection->broken)
+		return;
+	switch (PQconnectPoll(connection->pg)) {
+	case PGRES_POLLING_READING:
+		watch(connection, EV_READ);
+		break;
+	case PGRES_POLLING_WRITING:
+		watch(connection, EV_WRITE);
+		break;
+	case PGRES_POLLING_OK:
+		opened(connection);
+		break;
+	default:
+		lose(connection, PQerrorMessage(connection->pg));
+		break;
+	}
+}
+
+/* libpq changes the socket as it tries one address after another, so the event is made anew. */
+static void watch(struct connection *connection, short what)
+{
+	free_event(&connection->readable);
+	connection->readable = event_new(connection->base, PQsocket(connection->pg), what,
+					 on_connecting, connection);
+	event_add(connection->readable, NULL);
+}
+
+static void on_timeout(evutil_socket_t fd, short what, void *arg)
+{
+	(void)fd;
+	(void)what;
+	lose(arg, "the server did not answer in time");
+}
+
+struct connection *connection_open(struct event_base *base, const char *name,
+				   const char *const *keywords, const char *const *values,
+				   int64_t timeout, const struct connection_events *events,
+				   void *arg)
+{
+	const struct timeval limit = {.tv_sec = timeout / 1000000, .tv_usec = timeout % 1000000};
+	struct connection *connection = memory_new(1, sizeof(*connection));
+
+	connection->base = base;
+	connection->name = name;
+	connection->events = *events;
+	connection->arg = arg;
+	connection->last = &connection->first;
+	connection->timeout = evtimer_new(base, on_timeout, connection);
+	connection->lost = evtimer_new(base, on_lost, connection);
+	event_add(connection->timeout, &limit);
+	connection->pg = PQconnectStartParams(keywords, values, 0);
+	if (PQstatus(connection->pg) == CONNECTION_BAD)
+		lose(connection, PQerrorMessage(connection->pg));
+	else
+		watch(connection, EV_WRITE);
+	return connection;
+}
+
+/* ---- questions ---- */
+
+bool connection_idle(const struct connection *connection)
+{
+	return connection->active == NULL && connection->first == NULL;
+}
+
+void connection_allow_prepare(struct connection *connection, bool allow)
+{
+	connection->may_prepare = allow;
+}
+
+int64_t connection_silence(const struct connection *connection)
+{
+	const int64_t since = connection->heard_at > connection->asked_at ? connection->heard_at
+									  : connection->asked_at;
+
+	return connection->active == NULL ? 0 : clock_microseconds(CLOCK_MONOTONIC) - since;
+}
+
+bool connection_is_local(const struct connection *connection)
+{
+	return connection->server[0] == '/' || connection->server[0] == '@';
+}
+
+const char *connection_server(const struct connection *connection)
+{
+	return connection->server;
+}

@@ -1,0 +1,794 @@
+/*
+ * database.c - connects, checks, watches and reconnects
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * One state machine, changed in change_state() only. What is sent over the connections is the business of
+ * mirror, recovery and writer; here are only the statements that make a connection usable, and the heartbeat.
+ */
+#include "config.h"
+
+#include <assert.h>
+#include <event2/event.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "agent/agent.h"
+#include "agent/config.h"
+#include "agent/connection.h"
+#include "agent/database.h"
+#include "agent/log.h"
+#include "agent/mirror.h"
+#include "agent/recovery.h"
+#include "agent/resolver.h"
+#include "agent/segment_writer.h"
+#include "agent/target.h"
+#include "agent/text.h"
+#include "agent/writer.h"
+
+/* Microseconds. */
+#define BACKOFF_FIRST 50000
+#define BACKOFF_LAST \
+	1000000 /* a server that is back is found within 2 s: this, the connect and the load */
+#define BACKOFF_SCHEMA  5000000
+#define BACKOFF_LANE    500000
+#define EXPECTED_WITHIN 1000000 /* how long after a loss callers are kept waiting */
+#define SILENCE_MAX     5000000 /* a server that answers nothing for so long is dead */
+#define LISTEN_WITHIN   2000000
+#define HEARTBEAT_EVERY 2 /* ticks of a second */
+#define TOLERANCE_MIN   5000
+#define CLOCK_SAMPLES   8
+#define REPEAT_LOG      60000000
+
+/*
+ * Text results never depend on settings of the database or the role, a lock or a lost client never holds
+ * anything up for long, and what is answered is on disk.
+ */
+static const char sql_settings[] =
+	"SELECT pg_catalog.set_config('TimeZone', 'UTC', false),"
+	" pg_catalog.set_config('DateStyle', 'ISO', false),"
+	" pg_catalog.set_config('IntervalStyle', 'postgres', false),"
+	" pg_catalog.set_config('extra_float_digits', '1', false),"
+	" pg_catalog.set_config('bytea_output', 'hex', false),"
+	" pg_catalog.set_config('search_path', 'pg_catalog', false),"
+	" pg_catalog.set_config('default_transaction_isolation', 'read committed', false),"
+	" pg_catalog.set_config('synchronous_commit',"
+	"  CASE pg_catalog.current_setting('synchronous_commit')"
+	"   WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false),"
+	" pg_catalog.set_config('statement_timeout', '60s', false),"
+	" pg_catalog.set_config('lock_timeout', '1s', false),"
+	" pg_catalog.set_config('idle_in_transaction_session_timeout', '5s', false)";
+static const char sql_version[] = "SELECT pg_catalog.max(version) FROM cbshm.schema_version";
+static const char sql_listen[] = "LISTEN cbshm";
+static const char sql_listen_probe[] = "LISTEN cbshm_probe";
+static const char sql_unlisten_probe[] = "UNLISTEN cbshm_probe";
+static const char sql_probe[] = "SELECT pg_catalog.pg_notify('cbshm_probe', $1)";
+/* After a crash the ids of transactions that never reached the disk are given out again; the statistics are
+ * discarded then, so their reset tells of it. */
+static const char sql_incarnation[] =
+	"SELECT (pg_catalog.pg_control_system()).system_identifier || '/' ||"
+	" (pg_catalog.pg_control_checkpoint()).timeline_id || '/' ||"
+	" pg_catalog.to_char(stats_reset, 'J.SSSS.US') FROM pg_catalog.pg_stat_bgwriter";
+/* It may be lost in a crash, nobody waits for it: not worth a wait for the disk. */
+static const char sql_asynchronous[] =
+	"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)";
+static const char sql_heartbeat[] = "SELECT cbshm.heartbeat($1, $2, $3, $4::pg_catalog.int8)";
+
+struct clock_sample {
+	int64_t offset; /* database's clock - CLOCK_BOOTTIME */
+	int64_t round_trip;
+};
+
+struct database {
+	struct agent *agent;
+	enum database_state state;
+	int64_t lost_at; /* CLOCK_MONOTONIC */
+	bool was_live;   /* then; or the first attempt is not over */
+	bool ever_live;
+	struct target *target;
+	struct resolver *resolver;
+	unsigned first_server;
+	unsigned failures; /* in a row */
+
+	struct connection *control;
+	struct connection *write;
+	struct connection *lane;
+	unsigned opened;    /* of control and write */
+	bool beaten;        /* control is checked, and the first heartbeat is answered */
+	bool write_checked; /* write likewise */
+	bool lane_ready;
+	int64_t lane_retry_at;
+	char incarnation[96];
+	char write_incarnation[96];
+
+	struct event *connect; /* timer */
+	struct event *reset;   /* the deferred end */
+	struct event *tick;
+	unsigned ticks;
+	bool heartbeat_pending;
+	char trouble[512];
+	char logged[512]; /* the trouble told last */
+	int64_t logged_at;
+	bool schema_trouble;
+
+	char probe[24]; /* what we call to ourselves */
+	int64_t probe_at;
+	bool heard; /* and heard it */
+	bool deaf;
+
+	struct clock_sample samples[CLOCK_SAMPLES];
+	unsigned sample_count;
+	int64_t offset; /* as told to the segment */
+	bool offset_known;
+};
+
+static struct timeval to_timeval(int64_t microseconds)
+{
+	return (struct timeval){.tv_sec = microseconds / 1000000,
+				.tv_usec = microseconds % 1000000};
+}
+
+/* ---- the state machine ---- */
+
+static const char *const state_names[] = {
+	[DATABASE_DISCONNECTED] = "disconnected",
+	[DATABASE_CONNECTING] = "connecting",
+	[DATABASE_CHECKING] = "checking",
+	[DATABASE_LOADING] = "loading",
+	[DATABASE_LIVE] = "live",
+};
+
+static void change_state(struct database *database, enum database_state to)
+{
+	const enum database_state from = database->state;
+
+	/* One step forward at a time, and back to the start from anywhere. */
+	assert(to == from + 1 || to == DATABASE_DISCONNECTED);
+	if (from == to)
+		return;
+	database->state = to;
+	log_event(to == DATABASE_LIVE ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG, "database",
+		  "state=%s was=%s server=%s", state_names[to], state_names[from],
+		  LOG_VALUE(database->control != NULL ? connection_server(database->control) : ""));
+	if (to == DATABASE_LIVE)
+		segment_writer_set_state(database->agent->segment, CBSHM_SEGMENT_LIVE);
+	else if (to == DATABASE_DISCONNECTED)
+		segment_writer_set_state(database->agent->segment, CBSHM_SEGMENT_DISCONNECTED);
+	if (from == DATABASE_LIVE) {
+		database->was_live = database->ever_live = true;
+		database->lost_at = clock_microseconds(CLOCK_MONOTONIC);
+	}
+}
+
+enum database_state database_state(const struct database *database)
+{
+	return database->state;
+}
+
+bool database_expected(const struct database *database)
+{
+	if (database->state == DATABASE_LIVE)
+		return true;
+	return database->was_live &&
+	       clock_microseconds(CLOCK_MONOTONIC) - database->lost_at < EXPECTED_WITHIN;
+}
+
+const char *database_trouble(const struct database *database)
+{
+	return database->trouble;
+}
+
+struct connection *database_control(struct database *database)
+{
+	return database->control;
+}
+
+struct connection *database_write(struct database *database)
+{
+	return database->write;
+}
+
+const char *database_incarnation(const struct database *database)
+{
+	return database->incarnation;
+}
+
+bool database_is_deaf(const struct database *database)
+{
+	return database->deaf;
+}
+
+/* ---- the end of a connection, and the next attempt ---- */
+
+static int64_t random_below(int64_t limit)
+{
+	uint64_t random = 0;
+
+	if (getrandom(&random, sizeof(random), GRND_NONBLOCK) != (ssize_t)sizeof(random))
+		random = (uint64_t)clock_microseconds(CLOCK_MONOTONIC);
+	return (int64_t)(random % (uint64_t)limit);
+}
+
+/* Full jitter: after a restart of the server not every agent of the fleet comes at the same moment. */
+static int64_t backoff(const struct database *database)
+{
+	const unsigned doublings = database->failures < 16 ? database->failures : 16;
+	int64_t limit = (int64_t)BACKOFF_FIRST << doublings;
+
+	if (database->schema_trouble)
+		return BACKOFF_SCHEMA;
+	if (limit > BACKOFF_LAST)
+		limit = BACKOFF_LAST;
+	return 1000 + random_below(limit);
+}
+
+/* The same trouble is told once a minute, not at every attempt. */
+static void log_trouble(struct database *database)
+{
+	const int64_t now = clock_microseconds(CLOCK_MONOTONIC);
+
+	if (strcmp(database->trouble, database->logged) == 0 &&
+	    now - database->logged_at < REPEAT_LOG)
+		return;
+	log_event(LOG_LEVEL_WARNING, "database_unavailable", "state=%s reason=%s",
+		  state_names[database->state], LOG_VALUE(database->trouble));
+	memcpy(database->logged, database->trouble, sizeof(database->logged));
+	database->logged_at = now;
+}
+
+static void close_all(struct database *database)
+{
+	struct connection *lane = database->lane, *write = database->write;
+	struct connection *control = database->control;
+
+	resolver_free(database->resolver);
+	database->resolver = NULL;
+	/* Nobody may send anything over what is about to go. */
+	database->lane = database->write = database->control = NULL;
+	database->opened = 0;
+	database->lane_ready = false;
+	database->heartbeat_pending = false;
+	database->deaf = database->heard = false;
+	mirror_disconnected(database->agent->mirror);
+	connection_free(write);
+	connection_free(lane);
+	connection_free(control);
+}
+
+static void on_reset(evutil_socket_t fd, short what, void *arg)
+{
+	struct database *database = arg;
+	const bool was_live = database->state == DATABASE_LIVE;
+	struct timeval delay;
+
+	(void)fd;
+	(void)what;
+	log_trouble(database);
+	if (!was_live) {
+		database->first_server++;
+		database->failures++;
+	}
+	change_state(database, DATABASE_DISCONNECTED);
+	close_all(database);
+	delay = to_timeval(was_live ? 1000 : backoff(database));
+	event_add(database->connect, &delay);
+	/* An attempt has failed: nothing is to be expected soon, unless the loss is a moment ago. */
+	if (!was_live && database->failures > 0 && !database->ever_live)
+		database->was_live = false;
+	writer_database_changed(database->agent->writer);
+}
+
+static void give_up(struct database *database, const char *reason, bool schema)
+{
+	/* The first reason is the cause, the others are its consequences. */
+	if (event_pending(database->reset, EV_TIMEOUT, NULL) ||
+	    database->state == DATABASE_DISCONNECTED)
+		return;
+	snprintf(database->trouble, sizeof(database->trouble), "%s", reason);
+	for (char *p = database->trouble; *p != '\0'; p++) {
+		if (*p == '\n' || *p == '\t')
+			*p = ' ';
+	}
+	database->schema_trouble = schema;
+	event_add(database->reset, &(struct timeval){0});
+}
+
+void database_break(struct database *database, const char *reason)
+{
+	give_up(database, reason, false);
+}
+
+void database_reconfigure(struct database *database)
+{
+	database->first_server = 0;
+	if (database->state == DATABASE_DISCONNECTED)
+		event_add(database->connect, &(struct timeval){0});
+	else
+		give_up(database, "the configuration has changed", false);
+}
+
+static void on_lost(struct connection *connection, const char *message, void *arg)
+{
+	struct database *database = arg;
+
+	(void)connection;
+	give_up(database, message, false);
+}
+
+/* ---- the clock ---- */
+
+/* The best of the last samples: the one whose answer took the least time. */
+static const struct clock_sample *best_sample(const struct database *database)
+{
+	const struct clock_sample *best = &database->samples[0];
+	const unsigned known =
+		database->sample_count < CLOCK_SAMPLES ? database->sample_count : CLOCK_SAMPLES;
+
+	for (unsigned i = 1; i < known; i++) {
+		if (database->samples[i].round_trip < best->round_trip)
+			best = &database->samples[i];
+	}
+	return best;
+}
+
+static void take_clock(struct database *database, int64_t time, int64_t sent, int64_t received)
+{
+	const struct clock_sample sample = {
+		.offset = time - (sent + (received - sent) / 2),
+		.round_trip = received - sent,
+	};
+	const struct clock_sample *best = best_sample(database);
+	int64_t difference = llabs(sample.offset - best->offset);
+	int64_t tolerance;
+
+	/* Two samples that cannot both be right: the server's clock was set, the old ones are worth nothing. */
+	if (difference > (sample.round_trip + best->round_trip) / 2 + TOLERANCE_MIN)
+		database->sample_count = 0;
+	database->samples[database->sample_count++ % CLOCK_SAMPLES] = sample;
+	best = best_sample(database);
+	tolerance = best->round_trip > TOLERANCE_MIN ? best->round_trip : TOLERANCE_MIN;
+	difference = llabs(best->offset - database->offset);
+	segment_writer_set_clock(database->agent->segment, best->offset, tolerance);
+	if (!database->offset_known || difference > tolerance) {
+		database->offset = best->offset;
+		database->offset_known = true;
+		recovery_clock_changed(database->agent->recovery);
+	}
+}
+
+/* ---- the heartbeat ---- */
+
+static void proceed(struct database *database);
+
+static int64_t result_time(const PGresult *result)
+{
+	uint64_t value;
+
+	memcpy(&value, PQgetvalue(result, 0, 0), sizeof(value));
+	return (int64_t)be64toh(value) + POSTGRES_EPOCH;
+}
+
+static void on_heartbeat(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct database *database = arg;
+
+	database->heartbeat_pending = false;
+	if (end == UNIT_LOST)
+		return;
+	if (end == UNIT_FAILED) {
+		database_break(database, PQresultErrorMessage(unit_error(unit)));
+		return;
+	}
+	take_clock(database, result_time(unit_result(unit, 1)), unit_sent_at(unit),
+		   unit_ended_at(unit));
+	if (database->state == DATABASE_CHECKING) {
+		database->beaten = true;
+		proceed(database);
+	} else if (database->state == DATABASE_LIVE && !database->deaf &&
+		   mirror_is_current(database->agent->mirror)) {
+		segment_writer_database_confirmed(database->agent->segment);
+	}
+}
+
+static void send_heartbeat(struct database *database)
+{
+	const struct config *config = database->agent->config;
+	struct unit *unit = unit_new(on_heartbeat, database);
+	struct text applied = {0};
+
+	text_format(&applied, "%" PRIu64, mirror_applied(database->agent->mirror));
+	unit_add(unit, sql_asynchronous, 0);
+	unit_add(unit, sql_heartbeat, 4, memory_copy(config->host), memory_copy(config->instance),
+		 memory_copy(PACKAGE_VERSION), text_take(&applied));
+	unit_binary(unit);
+	unit_prepared(unit);
+	database->heartbeat_pending = true;
+	connection_run(database->control, unit);
+}
+
+static void check_listen(struct database *database)
+{
+	if (database->heard || database->deaf ||
+	    clock_microseconds(CLOCK_MONOTONIC) - database->probe_at < LISTEN_WITHIN)
+		return;
+	database->deaf = true;
+	log_event(
+		LOG_LEVEL_WARNING, "listen_does_not_work", "hint=%s",
+		LOG_VALUE("notifications do not arrive, as behind a connection pooler: the mirror "
+			  "asks every second instead; connect to the server itself"));
+}
+
+static void on_tick(evutil_socket_t fd, short what, void *arg)
+{
+	struct database *database = arg;
+
+	(void)fd;
+	(void)what;
+	segment_writer_heartbeat(database->agent->segment);
+	database->ticks++;
+	if (database->state < DATABASE_CHECKING)
+		return;
+	if (connection_silence(database->control) > SILENCE_MAX) {
+		database_break(database, "the server has not answered for 5 s");
+		return;
+	}
+	if (database->state != DATABASE_LIVE)
+		return;
+	if (connection_silence(database->write) > 2 * SILENCE_MAX) {
+		database_break(database, "the server has not answered a write for 10 s");
+		return;
+	}
+	check_listen(database);
+	if (database->ticks % HEARTBEAT_EVERY == 0 && !database->heartbeat_pending)
+		send_heartbeat(database);
+	mirror_tick(database->agent->mirror);
+}
+
+/* ---- checking ---- */
+
+/* A check that did not pass: NULL, or why. */
+static const char *failed_check(const struct unit *unit, char *room, size_t size)
+{
+	const PGresult *error = unit_error(unit);
+	const char *state = PQresultErrorField(error, PG_DIAG_SQLSTATE);
+
+	if (state != NULL && (strcmp(state, "42P01") == 0 || strcmp(state, "3F000") == 0))
+		snprintf(room, size, "the database has no schema cbshm: run cbctl migrate");
+	else if (state != NULL && strcmp(state, "42501") == 0)
+		snprintf(room, size,
+			 "%s; the agent's database user must be a member of cbshm_agent",
+			 PQresultErrorField(error, PG_DIAG_MESSAGE_PRIMARY));
+	else
+		snprintf(room, size, "%s", PQresultErrorMessage(error));
+	return room;
+}
+
+static bool is_version(const struct unit *unit, char *room, size_t size)
+{
+	const PGresult *result = unit_result(unit, 2);
+	const char *found = PQgetvalue(result, 0, 0);
+
+	if (atoi(found) == CBSHM_SCHEMA_VERSION)
+		return true;
+	if (atoi(found) < CBSHM_SCHEMA_VERSION)
+		snprintf(room, size,
+			 "schema cbshm has version %d, this agent needs %d: run cbctl migrate",
+			 atoi(found), CBSHM_SCHEMA_VERSION);
+	else
+		snprintf(
+			room, size,
+			"schema cbshm has version %d, this agent knows %d: install a newer cbagent",
+			atoi(found), CBSHM_SCHEMA_VERSION);
+	return false;
+}
+
+static void on_checked(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct database *database = arg;
+	char reason[512];
+
+	if (end == UNIT_LOST)
+		return;
+	if (end == UNIT_FAILED)
+		give_up(database, failed_check(unit, reason, sizeof(reason)), true);
+	else if (!is_version(unit, reason, sizeof(reason)))
+		give_up(database, reason, true);
+	else
+		send_heartbeat(database);
+}
+
+static void on_settings(struct unit *unit, enum unit_end end, void *arg)
+{
+	if (end == UNIT_FAILED)
+		database_break(arg, PQresultErrorMessage(unit_error(unit)));
+}
+
+static void on_incarnation(struct unit *unit, enum unit_end end, void *arg)
+{
+	char *room = arg;
+
+	*room = '\0';
+	if (end == UNIT_DONE && PQntuples(unit_result(unit, 0)) == 1)
+		snprintf(room, sizeof(((struct database *)NULL)->incarnation), "%s",
+			 PQgetvalue(unit_result(unit, 0), 0, 0));
+}
+
+static void on_write_incarnation(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct database *database = arg;
+
+	on_incarnation(unit, end, database->write_incarnation);
+	if (end == UNIT_LOST)
+		return;
+	database->write_checked = true;
+	proceed(database);
+}
+
+static void check(struct database *database)
+{
+	struct unit *unit = unit_new(on_settings, database);
+
+	change_state(database, DATABASE_CHECKING);
+	unit_add(unit, sql_settings, 0);
+	connection_run(database->write, unit);
+	unit = unit_new(on_write_incarnation, database);
+	unit_add(unit, sql_incarnation, 0);
+	connection_run(database->write, unit);
+
+	unit = unit_new(on_incarnation, database->incarnation);
+	unit_add(unit, sql_incarnation, 0);
+	connection_run(database->control, unit);
+	unit = unit_new(on_checked, database);
+	unit_add(unit, sql_settings, 0);
+	unit_add(unit, sql_listen, 0);
+	unit_add(unit, sql_version, 0);
+	unit_add(unit, sql_listen_probe, 0);
+	connection_run(database->control, unit);
+}
+
+/* Both connections are usable and the clock is known. */
+static void proceed(struct database *database)
+{
+	if (!database->beaten || !database->write_checked)
+		return;
+	if (strcmp(database->incarnation, database->write_incarnation) != 0) {
+		database_break(database, "the two connections lead to different servers");
+		return;
+	}
+	change_state(database, DATABASE_LOADING);
+	mirror_connected(database->agent->mirror, database->control);
+}
+
+static void on_probe_sent(struct unit *unit, enum unit_end end, void *arg)
+{
+	(void)unit;
+	(void)end;
+	(void)arg;
+}
+
+/* Sent over the other connection: a pooler hands it to whoever uses that server connection at the moment. */
+static void send_probe(struct database *database)
+{
+	struct unit *unit = unit_new(on_probe_sent, database);
+
+	snprintf(database->probe, sizeof(database->probe), "%016" PRIx64,
+		 (uint64_t)random_below(INT64_MAX));
+	database->probe_at = clock_microseconds(CLOCK_MONOTONIC);
+	unit_add(unit, sql_probe, 1, memory_copy(database->probe));
+	connection_run(database->write, unit);
+}
+
+void database_loaded(struct database *database)
+{
+	if (database->state != DATABASE_LOADING)
+		return;
+	database->failures = 0;
+	database->schema_trouble = false;
+	database->trouble[0] = database->logged[0] = '\0';
+	change_state(database, DATABASE_LIVE);
+	segment_writer_database_confirmed(database->agent->segment);
+	send_probe(database);
+	writer_database_changed(database->agent->writer);
+	recovery_ready(database->agent->recovery);
+}
+
+static void hear_probe(struct database *database, const char *payload)
+{
+	struct unit *unit;
+
+	if (database->heard || strcmp(payload, database->probe) != 0)
+		return;
+	if (database->deaf)
+		log_event(LOG_LEVEL_INFO, "listen_works", "");
+	database->heard = true;
+	database->deaf = false;
+	/* No pooler that mixes clients is between: what is prepared stays prepared. */
+	connection_allow_prepare(database->control, true);
+	connection_allow_prepare(database->write, true);
+	if (database->lane != NULL)
+		connection_allow_prepare(database->lane, true);
+	unit = unit_new(on_probe_sent, database);
+	unit_add(unit, sql_unlisten_probe, 0);
+	connection_run(database->control, unit);
+}
+
+static void on_notified(const char *channel, const char *payload, void *arg)
+{
+	struct database *database = arg;
+
+	if (strcmp(channel, "cbshm") == 0)
+		mirror_notified(database->agent->mirror, payload);
+	else if (strcmp(channel, "cbshm_probe") == 0)
+		hear_probe(database, payload);
+}
+
+/* ---- the lane ---- */
+
+static void on_lane_settings(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct database *database = arg;
+
+	(void)unit;
+	if (end != UNIT_DONE)
+		return;
+	database->lane_ready = true;
+	connection_allow_prepare(database->lane, database->heard);
+	writer_database_changed(database->agent->writer);
+	recovery_ready(database->agent->recovery);
+}
+
+static void on_lane_opened(struct connection *connection, void *arg)
+{
+	struct unit *unit = unit_new(on_lane_settings, arg);
+
+	unit_add(unit, sql_settings, 0);
+	connection_run(connection, unit);
+}
+
+static void on_lane_lost(struct connection *connection, const char *message, void *arg)
+{
+	struct database *database = arg;
+
+	log_event(LOG_LEVEL_WARNING, "database_lane_lost", "reason=%s", LOG_VALUE(message));
+	database->lane = NULL;
+	database->lane_ready = false;
+	database->lane_retry_at = clock_microseconds(CLOCK_MONOTONIC) + BACKOFF_LANE;
+	connection_free(connection);
+}
+
+struct connection *database_lane(struct database *database)
+{
+	static const struct connection_events events = {
+		.opened = on_lane_opened,
+		.lost = on_lane_lost,
+	};
+	const char *const *keywords, *const *values;
+
+	if (database->lane_ready)
+		return database->lane;
+	if (database->state != DATABASE_LIVE || database->lane != NULL ||
+	    clock_microseconds(CLOCK_MONOTONIC) < database->lane_retry_at)
+		return NULL;
+	target_settings(database->target, database->first_server, &keywords, &values);
+	database->lane = connection_open(database->agent->base, "lane", keywords, values,
+					 target_timeout(database->target), &events, database);
+	return NULL;
+}
+
+/* ---- connecting ---- */
+
+static void on_opened(struct connection *connection, void *arg)
+{
+	struct database *database = arg;
+
+	(void)connection;
+	if (++database->opened == 2)
+		check(database);
+}
+
+static void open_connections(struct database *database)
+{
+	static const struct connection_events control_events = {
+		.opened = on_opened,
+		.lost = on_lost,
+		.notified = on_notified,
+	};
+	static const struct connection_events write_events = {
+		.opened = on_opened,
+		.lost = on_lost,
+	};
+	const int64_t timeout = target_timeout(database->target);
+	const char *const *keywords, *const *values;
+
+	target_settings(database->target, database->first_server, &keywords, &values);
+	database->control = connection_open(database->agent->base, "control", keywords, values,
+					    timeout, &control_events, database);
+	database->write = connection_open(database->agent->base, "write", keywords, values, timeout,
+					  &write_events, database);
+}
+
+static void on_resolved(const struct resolution *resolutions, unsigned count, void *arg)
+{
+	struct database *database = arg;
+	char reason[512];
+
+	for (unsigned i = 0; i < count; i++) {
+		if (resolutions[i].count == 0) {
+			snprintf(reason, sizeof(reason), "cannot look up the host %.200s: %s",
+				 resolutions[i].host, resolutions[i].error);
+			log_event(LOG_LEVEL_DEBUG, "lookup_failed", "reason=%s", LOG_VALUE(reason));
+		}
+	}
+	if (target_resolve(database->target, resolutions, count) == 0)
+		give_up(database, reason, false);
+	else
+		open_connections(database);
+}
+
+static void connect_now(struct database *database)
+{
+	const char *names[TARGET_SERVERS_MAX];
+	unsigned count;
+
+	change_state(database, DATABASE_CONNECTING);
+	database->beaten = database->write_checked = false;
+	database->sample_count = 0;
+	target_free(database->target);
+	database->target = target_new(database->agent->config->conninfo);
+	if (database->target == NULL) {
+		give_up(database, "the conninfo cannot be parsed", false);
+		return;
+	}
+	count = target_names(database->target, names);
+	if (count == 0) {
+		open_connections(database);
+		return;
+	}
+	database->resolver =
+		resolver_start(database->agent->base, names, count, on_resolved, database);
+	if (database->resolver == NULL)
+		give_up(database, "no thread could be started to look up the host", false);
+}
+
+static void on_connect(evutil_socket_t fd, short what, void *arg)
+{
+	struct database *database = arg;
+
+	(void)fd;
+	(void)what;
+	if (database->state == DATABASE_DISCONNECTED)
+		connect_now(database);
+}
+
+struct database *database_new(struct agent *agent)
+{
+	struct database *database = memory_new(1, sizeof(*database));
+
+	database->agent = agent;
+	database->was_live = true;
+	database->lost_at = clock_microseconds(CLOCK_MONOTONIC);
+	database->connect = evtimer_new(agent->base, on_connect, database);
+	database->reset = evtimer_new(agent->base, on_reset, database);
+	database->tick = event_new(agent->base, -1, EV_PERSIST, on_tick, database);
+	event_add(database->connect, &(struct timeval){0});
+	event_add(database->tick, &(struct timeval){.tv_sec = 1});
+	segment_writer_heartbeat(agent->segment);
+	return database;
+}
+
+void database_free(struct database *database)
+{
+	if (database == NULL)
+		return;
+	database->state = DATABASE_DISCONNECTED;
+	close_all(database);
+	target_free(database->target);
+	event_free(database->connect);
+	event_free(database->reset);
+	event_free(database->tick);
+	free(database);
+}

@@ -1,0 +1,635 @@
+/*
+ * mirror.c - rows of cbshm.mirror, from the database to the segment
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * Everything is asked over the control connection, one question after the other, and a notification that
+ * comes while a question is under way leads to another one: what the last answer did not show, the next does.
+ * The agent's own transactions bring their rows over other connections, so an answer may be older than the segment;
+ * versions decide then, and a row that is missing from an answer is only removed if nobody has put it since the question.
+ */
+#include "config.h"
+
+#include <endian.h>
+#include <event2/event.h>
+#include <inttypes.h>
+#include <search.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "agent/agent.h"
+#include "agent/connection.h"
+#include "agent/database.h"
+#include "agent/log.h"
+#include "agent/mirror.h"
+#include "agent/recovery.h"
+#include "agent/segment_writer.h"
+#include "agent/text.h"
+#include "cbshm/segment.h"
+
+#define COMPARE_EVERY   60   /* seconds */
+#define PUBLISH_EVERY   4096 /* rows of a load */
+#define NAMES_AT_ONCE   4096
+#define COUNTERS_WITHIN 1        /* seconds that changes of mere counters may wait */
+#define FULL_LOG        60000000 /* microseconds between two complaints about a full segment */
+
+/* Bytes of the columns that have a fixed size; 0: text. */
+static const int column_sizes[] = {0, 8, 1, 0, 0, 8, 8, 16, 4, 8, 8, 8, 4, 4, 8, 1};
+
+#define COLUMNS ((int)(sizeof(column_sizes) / sizeof(*column_sizes)))
+
+static const char sql_all[] = MIRROR_SELECT;
+static const char sql_names[] = MIRROR_SELECT_NAMES;
+static const char sql_versions[] = "SELECT name, version FROM cbshm.mirror";
+/* The fleet's settings as one text: all that is asked is whether it is still the same. */
+static const char sql_settings[] = "SELECT cbshm.set_policy_json(NULL, '{}', 'cbagent', NULL)";
+
+/* A name that has changed. */
+struct change {
+	char name[CBSHM_NAME_ROOM];
+	uint64_t version; /* at least */
+	uint64_t put;     /* what the segment had when the question was sent */
+	bool deleted;
+};
+
+/* Names to ask for: a tree by name. */
+struct changes {
+	void *tree;
+	unsigned count;
+};
+
+/* Somebody waits for a load that begins from now on. */
+struct waiter {
+	void (*done)(void *arg);
+	void *arg;
+	struct waiter *next;
+};
+
+struct mirror {
+	struct agent *agent;
+	struct connection *control; /* NULL = disconnected */
+	bool busy;                  /* a question is under way */
+	bool loading;               /* namely a load; */
+	bool first;                 /* the first one, */
+	bool settings;              /* or because the settings have changed */
+	unsigned loaded;
+	bool reload; /* wanted next */
+	bool compare;
+	uint64_t compare_matches;
+	uint64_t compare_rows;
+	unsigned ticks;
+	struct changes urgent;
+	struct changes counters;
+	struct changes asked;
+	char *names_sent;
+	char *settings_text;
+	struct waiter *waiting; /* for the next load */
+	struct waiter *served;  /* by the one under way */
+	struct event *kick;
+	uint64_t applied;
+	int64_t full_logged_at;
+};
+
+static void ask(struct mirror *mirror);
+
+/* ---- rows ---- */
+
+static int64_t get_int8(const PGresult *rows, int row, int column)
+{
+	uint64_t value;
+
+	memcpy(&value, PQgetvalue(rows, row, column), sizeof(value));
+	return (int64_t)be64toh(value);
+}
+
+static uint32_t get_int4(const PGresult *rows, int row, int column)
+{
+	uint32_t value;
+
+	memcpy(&value, PQgetvalue(rows, row, column), sizeof(value));
+	return be32toh(value);
+}
+
+static double get_float8(const PGresult *rows, int row, int column)
+{
+	const int64_t bits = get_int8(rows, row, column);
+	double value;
+
+	memcpy(&value, &bits, sizeof(value));
+	return value;
+}
+
+/* INT64_MIN for null and for "infinity", which means the same to a reader: no time. */
+static int64_t get_time(const PGresult *rows, int row, int column)
+{
+	int64_t value;
+
+	if (PQgetisnull(rows, row, column))
+		return INT64_MIN;
+	value = get_int8(rows, row, column);
+	return value == INT64_MAX || value == INT64_MIN ? INT64_MIN : value + POSTGRES_EPOCH;
+}
+
+/* The strings stay in `rows`; libpq ends values with a NUL in binary results, too. */
+static bool get_row(const PGresult *rows, int row, struct breaker_row *breaker)
+{
+	if (PQnfields(rows) != COLUMNS || PQfformat(rows, 1) != 1)
+		return false;
+	for (int i = 0; i < COLUMNS; i++) {
+		if (column_sizes[i] != 0 && !PQgetisnull(rows, row, i) &&
+		    PQgetlength(rows, row, i) != column_sizes[i])
+			return false;
+	}
+	*breaker = (struct breaker_row){
+		.name = PQgetvalue(rows, row, 0),
+		.version = (uint64_t)get_int8(rows, row, 1),
+		.disabled = *PQgetvalue(rows, row, 2) != 0,
+		.disabled_by = PQgetvalue(rows, row, 3),
+		.disabled_reason = PQgetvalue(rows, row, 4),
+		.opened_at = get_time(rows, row, 5),
+		.disabled_until = get_time(rows, row, 6),
+		.consecutive_failures = get_int4(rows, row, 8),
+		.last_failure_at = get_time(rows, row, 9),
+		.updated_at = get_time(rows, row, 10),
+		.drift_threshold = get_float8(rows, row, 11),
+		.failure_threshold = get_int4(rows, row, 12),
+		.schema_error_threshold = get_int4(rows, row, 13),
+		.default_ttl = get_int8(rows, row, 14),
+		.auto_recover = *PQgetvalue(rows, row, 15) != 0,
+	};
+	if (!PQgetisnull(rows, row, 7))
+		memcpy(breaker->incident_id, PQgetvalue(rows, row, 7), 16);
+	return true;
+}
+
+static void put_failed(struct mirror *mirror, const char *name, int error)
+{
+	const int64_t now = clock_microseconds(CLOCK_MONOTONIC);
+
+	if (mirror->full_logged_at != 0 && now - mirror->full_logged_at < FULL_LOG)
+		return;
+	mirror->full_logged_at = now;
+	log_event(LOG_LEVEL_ERROR, "mirror_incomplete", "breaker=%s error=%s breakers=%" PRIu32,
+		  LOG_VALUE(name),
+		  LOG_VALUE(error == -ENOSPC ? "the segment or its file system is full: raise "
+					       "capacity in [segment]"
+					     : strerror(-error)),
+		  segment_writer_breakers(mirror->agent->segment));
+}
+
+static void put(struct mirror *mirror, const PGresult *rows, int row, bool force,
+		bool force_if_equal)
+{
+	struct segment_writer *segment = mirror->agent->segment;
+	struct breaker_row breaker;
+	int rc;
+
+	if (!get_row(rows, row, &breaker)) {
+		database_break(mirror->agent->database,
+			       "cbshm.mirror has columns of another kind than this agent expects");
+		return;
+	}
+	if (force_if_equal)
+		force = segment_writer_version(segment, breaker.name) == breaker.version;
+	rc = segment_writer_put(segment, &breaker, force);
+	if (rc < 0) {
+		put_failed(mirror, breaker.name, rc);
+		return;
+	}
+	if (breaker.version > mirror->applied)
+		mirror->applied = breaker.version;
+	/* Timers follow what stands in the segment, not an older row that it has refused. */
+	if (rc == 1 || segment_writer_version(segment, breaker.name) == breaker.version)
+		recovery_note(mirror->agent->recovery, &breaker);
+}
+
+void mirror_apply(struct mirror *mirror, const PGresult *rows)
+{
+	for (int i = 0; i < PQntuples(rows); i++)
+		put(mirror, rows, i, false, false);
+	segment_writer_publish(mirror->agent->segment);
+}
+
+void mirror_gone(struct mirror *mirror, const char *name)
+{
+	recovery_forget(mirror->agent->recovery, name);
+	segment_writer_remove(mirror->agent->segment, name);
+	segment_writer_publish(mirror->agent->segment);
+}
+
+/* ---- the sets of changed names ---- */
+
+static int by_name(const void *a, const void *b)
+{
+	return strcmp(((const struct change *)a)->name, ((const struct change *)b)->name);
+}
+
+static void changes_clear(struct changes *changes)
+{
+	tdestroy(changes->tree, free);
+	*changes = (struct changes){0};
+}
+
+static struct change *changes_find(struct changes *changes, const char *name)
+{
+	struct change key;
+	void *found;
+
+	strcpy(key.name, name);
+	found = tfind(&key, &changes->tree, by_name);
+	return found == NULL ? NULL : *(struct change **)found;
+}
+
+static struct change *changes_add(struct changes *changes, const char *name)
+{
+	struct change *change = changes_find(changes, name);
+
+	if (change != NULL)
+		return change;
+	change = memory_new(1, sizeof(*change));
+	strcpy(change->name, name);
+	if (tsearch(change, &changes->tree, by_name) == NULL)
+		abort();
+	changes->count++;
+	return change;
+}
+
+static void note_change(struct mirror *mirror, struct changes *changes, const char *name,
+			uint64_t version, bool deleted)
+{
+	struct change *change;
+
+	if (strlen(name) >= CBSHM_NAME_ROOM || *name == '\0')
+		return;
+	change = changes_add(changes, name);
+	if (version > change->version)
+		change->version = version;
+	change->deleted = change->deleted || deleted;
+	if (changes == &mirror->urgent)
+		event_active(mirror->kick, EV_TIMEOUT, 0);
+}
+
+/* ---- the end of a question ---- */
+
+static void serve_waiters(struct waiter **waiters)
+{
+	struct waiter *waiter;
+
+	while ((waiter = *waiters) != NULL) {
+		*waiters = waiter->next;
+		waiter->done(waiter->arg);
+		free(waiter);
+	}
+}
+
+/* True if the answer can be used; else the connection is not worth anything any more. */
+static bool answered(struct mirror *mirror, const struct unit *unit, enum unit_end end)
+{
+	mirror->busy = false;
+	if (end == UNIT_DONE)
+		return true;
+	if (end == UNIT_FAILED)
+		database_break(mirror->agent->database, PQresultErrorMessage(unit_error(unit)));
+	return false;
+}
+
+/* ---- loads ---- */
+
+static void on_load_row(const PGresult *row, void *arg)
+{
+	struct mirror *mirror = arg;
+
+	put(mirror, row, 0, mirror->first, mirror->settings);
+	/* Nobody waits for the rest of a million rows to see the first. */
+	if (++mirror->loaded % PUBLISH_EVERY == 0)
+		segment_writer_publish(mirror->agent->segment);
+}
+
+static void take_settings(struct mirror *mirror, const PGresult *result)
+{
+	free(mirror->settings_text);
+	mirror->settings_text = memory_copy(PQgetvalue(result, 0, 0));
+}
+
+static void on_loaded(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct mirror *mirror = arg;
+	const bool first = mirror->first;
+
+	mirror->loading = mirror->first = mirror->settings = false;
+	if (!answered(mirror, unit, end)) {
+		segment_writer_load_abort(mirror->agent->segment);
+		segment_writer_publish(mirror->agent->segment);
+		serve_waiters(&mirror->served);
+		return;
+	}
+	take_settings(mirror, unit_result(unit, 0));
+	segment_writer_load_end(mirror->agent->segment);
+	segment_writer_publish(mirror->agent->segment);
+	log_event(first ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG, "loaded",
+		  "breakers=%u milliseconds=%" PRId64, mirror->loaded,
+		  (unit_ended_at(unit) - unit_sent_at(unit)) / 1000);
+	if (first)
+		database_loaded(mirror->agent->database);
+	serve_waiters(&mirror->served);
+	ask(mirror);
+}
+
+static void load(struct mirror *mirror, bool first)
+{
+	struct unit *unit = unit_new(on_loaded, mirror);
+
+	mirror->busy = mirror->loading = true;
+	mirror->first = first;
+	mirror->settings = !first;
+	mirror->reload = false;
+	mirror->loaded = 0;
+	mirror->served = mirror->waiting;
+	mirror->waiting = NULL;
+	segment_writer_load_begin(mirror->agent->segment);
+	/* The settings first: a change between the two is seen by the next comparison. */
+	unit_add(unit, sql_settings, 0);
+	unit_add(unit, sql_all, 0);
+	unit_binary(unit);
+	unit_streamed(unit, on_load_row);
+	connection_run(mirror->control, unit);
+}
+
+void mirror_reload(struct mirror *mirror, void (*done)(void *arg), void *arg)
+{
+	struct waiter *waiter;
+
+	if (mirror->control == NULL) {
+		if (done != NULL)
+			done(arg);
+		return;
+	}
+	if (done != NULL) {
+		waiter = memory_new(1, sizeof(*waiter));
+		*waiter = (struct waiter){.done = done, .arg = arg, .next = mirror->waiting};
+		mirror->waiting = waiter;
+	}
+	mirror->reload = true;
+	event_active(mirror->kick, EV_TIMEOUT, 0);
+}
+
+/* ---- changed rows ---- */
+
+/*
+ * Nobody was told of this row by the answer: it is gone, unless our own transactions have put
+ * it after the question was asked.
+ */
+static void settle_missing(const void *node, VISIT visit, void *arg)
+{
+	const struct change *change = *(struct change *const *)node;
+	struct mirror *mirror = arg;
+	const uint64_t now = segment_writer_version(mirror->agent->segment, change->name);
+
+	if ((visit != preorder && visit != leaf) || change->version == UINT64_MAX)
+		return;
+	if (now == change->put)
+		mirror_gone(mirror, change->name);
+	else
+		note_change(mirror, &mirror->urgent, change->name, now, true);
+}
+
+static void on_changed(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct mirror *mirror = arg;
+	const PGresult *rows = unit_result(unit, 0);
+	struct change *change;
+
+	if (answered(mirror, unit, end)) {
+		mirror_apply(mirror, rows);
+		for (int i = 0; i < PQntuples(rows); i++) {
+			change = changes_find(&mirror->asked, PQgetvalue(rows, i, 0));
+			if (change != NULL)
+				change->version = UINT64_MAX;
+		}
+		twalk_r(mirror->asked.tree, settle_missing, mirror);
+		changes_clear(&mirror->asked);
+		ask(mirror);
+	}
+}
+
+struct question {
+	struct mirror *mirror;
+	struct text names;
+	struct change *taken[NAMES_AT_ONCE];
+	unsigned count;
+};
+
+/* Moves names into the question; those that the segment has in the meantime are dropped with it. */
+static void collect(const void *node, VISIT visit, void *arg)
+{
+	struct question *question = arg;
+
+	if ((visit == preorder || visit == leaf) && question->count < NAMES_AT_ONCE)
+		question->taken[question->count++] = *(struct change *const *)node;
+}
+
+static void take_changes(struct question *question, struct changes *from)
+{
+	struct mirror *mirror = question->mirror;
+	struct change *change, *asked;
+	uint64_t put;
+
+	question->count = 0;
+	twalk_r(from->tree, collect, question);
+	for (unsigned i = 0; i < question->count; i++) {
+		change = question->taken[i];
+		tdelete(change, &from->tree, by_name);
+		from->count--;
+		put = segment_writer_version(mirror->agent->segment, change->name);
+		/* The version that a deletion tells is the one we have if we have heard of everything else. */
+		if (put > change->version || (put == change->version && !change->deleted)) {
+			free(change);
+			continue;
+		}
+		if (changes_find(&mirror->asked, change->name) == NULL) {
+			asked = changes_add(&mirror->asked, change->name);
+			asked->put = put;
+			text_array_add(&question->names, change->name);
+		}
+		free(change);
+	}
+}
+
+static void ask_changed(struct mirror *mirror)
+{
+	struct question *question = memory_new(1, sizeof(*question));
+	struct unit *unit;
+
+	question->mirror = mirror;
+	take_changes(question, &mirror->urgent);
+	take_changes(question, &mirror->counters);
+	if (mirror->asked.count > 0) {
+		unit = unit_new(on_changed, mirror);
+		unit_add(unit, sql_names, 1, text_array_end(&question->names));
+		unit_binary(unit);
+		unit_prepared(unit);
+		mirror->busy = true;
+		connection_run(mirror->control, unit);
+	}
+	free(question);
+	if (!mirror->busy && mirror->urgent.count > 0)
+		event_active(mirror->kick, EV_TIMEOUT, 0);
+}
+
+/* ---- the comparison ---- */
+
+static void on_version_row(const PGresult *row, void *arg)
+{
+	struct mirror *mirror = arg;
+	const char *name = PQgetvalue(row, 0, 0);
+	const uint64_t version = (uint64_t)get_int8(row, 0, 1);
+	const uint64_t put = segment_writer_version(mirror->agent->segment, name);
+
+	mirror->compare_rows++;
+	if (put > 0)
+		mirror->compare_matches++;
+	if (put < version)
+		note_change(mirror, &mirror->urgent, name, version, false);
+}
+
+static void on_compared(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct mirror *mirror = arg;
+	const uint64_t breakers = segment_writer_breakers(mirror->agent->segment);
+
+	if (!answered(mirror, unit, end))
+		return;
+	/* Every breaker of the segment has a row, or else one was deleted and a load finds which. */
+	if (mirror->compare_matches != breakers ||
+	    (mirror->settings_text != NULL &&
+	     strcmp(mirror->settings_text, PQgetvalue(unit_result(unit, 0), 0, 0)) != 0))
+		mirror->reload = true;
+	else if (mirror->urgent.count == 0)
+		segment_writer_database_confirmed(mirror->agent->segment);
+	if (mirror->urgent.count > 0 || mirror->reload)
+		log_event(database_is_deaf(mirror->agent->database) ? LOG_LEVEL_DEBUG
+								    : LOG_LEVEL_WARNING,
+			  "mirror_was_behind", "changed=%u rows=%" PRIu64 " breakers=%" PRIu64,
+			  mirror->urgent.count, mirror->compare_rows, breakers);
+	ask(mirror);
+}
+
+static void compare(struct mirror *mirror)
+{
+	struct unit *unit = unit_new(on_compared, mirror);
+
+	mirror->busy = true;
+	mirror->compare = false;
+	mirror->compare_matches = mirror->compare_rows = 0;
+	unit_add(unit, sql_settings, 0);
+	unit_add(unit, sql_versions, 0);
+	unit_binary(unit);
+	unit_streamed(unit, on_version_row);
+	connection_run(mirror->control, unit);
+}
+
+/* ---- what comes next ---- */
+
+static void ask(struct mirror *mirror)
+{
+	if (mirror->control == NULL || mirror->busy)
+		return;
+	if (mirror->reload)
+		load(mirror, false);
+	else if (mirror->urgent.count > 0)
+		ask_changed(mirror);
+	else if (mirror->compare)
+		compare(mirror);
+}
+
+static void on_kick(evutil_socket_t fd, short what, void *arg)
+{
+	(void)fd;
+	(void)what;
+	ask(arg);
+}
+
+void mirror_tick(struct mirror *mirror)
+{
+	const unsigned every = database_is_deaf(mirror->agent->database) ? 1 : COMPARE_EVERY;
+
+	mirror->ticks++;
+	if (mirror->ticks % every == 0)
+		mirror->compare = true;
+	if (mirror->busy)
+		return;
+	if (mirror->counters.count > 0 && mirror->ticks % COUNTERS_WITHIN == 0 && !mirror->reload)
+		ask_changed(mirror);
+	else
+		ask(mirror);
+}
+
+/* "c 7 name", "n 7 name", "d 7 name", "s"; anything else is for an agent of another version. */
+void mirror_notified(struct mirror *mirror, const char *payload)
+{
+	const char kind = payload[0];
+	unsigned long long version;
+	char *name;
+
+	if (strcmp(payload, "s") == 0) {
+		mirror_reload(mirror, NULL, NULL);
+		return;
+	}
+	if (strchr("cnd", kind) == NULL || kind == '\0' || payload[1] != ' ')
+		return;
+	version = strtoull(payload + 2, &name, 10);
+	if (name == payload + 2 || *name++ != ' ')
+		return;
+	if (kind != 'd' && segment_writer_version(mirror->agent->segment, name) >= version)
+		return;
+	note_change(mirror, kind == 'n' ? &mirror->counters : &mirror->urgent, name, version,
+		    kind == 'd');
+}
+
+bool mirror_is_current(const struct mirror *mirror)
+{
+	return mirror->control != NULL && !mirror->loading && !mirror->reload &&
+	       mirror->urgent.count == 0 && mirror->asked.count == 0;
+}
+
+uint64_t mirror_applied(const struct mirror *mirror)
+{
+	return mirror->applied;
+}
+
+void mirror_connected(struct mirror *mirror, struct connection *control)
+{
+	mirror->control = control;
+	mirror->applied = 0;
+	load(mirror, true);
+}
+
+void mirror_disconnected(struct mirror *mirror)
+{
+	/* A load under way is ended by its unit, which is lost with the connection. */
+	mirror->control = NULL;
+	mirror->reload = mirror->compare = false;
+	changes_clear(&mirror->urgent);
+	changes_clear(&mirror->counters);
+	changes_clear(&mirror->asked);
+	serve_waiters(&mirror->waiting);
+}
+
+struct mirror *mirror_new(struct agent *agent)
+{
+	struct mirror *mirror = memory_new(1, sizeof(*mirror));
+
+	mirror->agent = agent;
+	mirror->kick = evtimer_new(agent->base, on_kick, mirror);
+	return mirror;
+}
+
+void mirror_free(struct mirror *mirror)
+{
+	if (mirror == NULL)
+		return;
+	mirror_disconnected(mirror);
+	event_free(mirror->kick);
+	free(mirror->settings_text);
+	free(mirror);
+}

@@ -1,0 +1,46 @@
+/*
+ * target.h - where a conninfo leads: its servers one by one, and how to connect to them
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * Adds to the user's settings what the agent needs, and takes the list of servers apart, so that
+ * names can be looked up beforehand and a server that hangs can be put last. No I/O but the
+ * environment (PGHOST).
+ */
+#ifndef AGENT_TARGET_H
+#define AGENT_TARGET_H
+
+#include <stdint.h>
+
+#include "agent/resolver.h"
+
+#define TARGET_SERVERS_MAX  32
+#define TARGET_SETTINGS_MAX 64
+
+struct target;
+
+/* NULL: the conninfo is wrong (config.c has checked it before). */
+struct target *target_new(const char *conninfo);
+void target_free(struct target *target);
+
+/* The names that have to be looked up, at most TARGET_SERVERS_MAX; they live as long as the target. */
+unsigned target_names(const struct target *target, const char *names[TARGET_SERVERS_MAX]);
+
+/* Puts addresses for names. Servers without any are left out; returns how many there are. */
+unsigned target_resolve(struct target *target, const struct resolution *resolutions,
+			unsigned count);
+
+/* Servers to try. */
+unsigned target_servers(const struct target *target);
+
+/* How long to wait for them, in microseconds. */
+int64_t target_timeout(const struct target *target);
+
+/*
+ * For PQconnectStartParams(), ending with NULL: the servers beginning with number `first` (modulo their
+ * number), then those before it. Valid until the next call or target_free().
+ */
+void target_settings(struct target *target, unsigned first, const char *const **keywords,
+		     const char *const **values);
+
+#endif /* AGENT_TARGET_H */
