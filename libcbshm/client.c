@@ -1,0 +1,267 @@
+/*
+ * client.c - one call of the agent: which connection, what a lost one means, when to repeat
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * Not the transport (varlink.c), not the methods (write.c). The rule it exists for: "nothing was applied" is said only when that is
+ * certain. A message of which the agent cannot have the end was not applied; one that it may have and did not answer is
+ * repeated if it carries a request id, and else its outcome is unknown.
+ */
+#include "config.h"
+
+#include "libcbshm/client.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "libcbshm/answer.h"
+#include "libcbshm/arguments.h"
+#include "libcbshm/cbshm_private.h"
+#include "libcbshm/error.h"
+#include "libcbshm/varlink.h"
+
+#define RECONNECT_PAUSE_MS 50
+#define MARGIN_MAX_MS      100
+
+/* One call on its way. */
+struct exchange {
+	struct cbshm *client;
+	struct cbshm_call *call;
+	enum client_kind kind;
+	int64_t deadline;
+	cJSON *message;
+	cJSON *timeout_ms; /* in message */
+	cJSON *root;
+	const cJSON *answer;
+	bool answered;  /* by the attempt just made: the error, if any, is the agent's own */
+	bool sent;      /* by the attempt just made: the agent may have acted on it */
+	bool reused;    /* by the attempt just made: the connection was not new */
+	bool uncertain; /* an earlier attempt may have been applied */
+};
+
+/* ---- connections ------------------------------------------------------------------------ */
+
+/*
+ * Takes the idle connection, if it is this process's own and still of use, or returns -1. What the child of a
+ * fork() inherited is closed, which leaves the parent's copy as it is.
+ */
+static int take_idle(struct cbshm *client)
+{
+	const int fd = atomic_exchange(&client->idle_fd, -1);
+
+	if (fd < 0)
+		return -1;
+	if (atomic_load(&client->idle_pid) == getpid() && varlink_is_usable(fd))
+		return fd;
+	close(fd);
+	return -1;
+}
+
+/* One is kept; what other threads used at the same time is closed. */
+static void give_back(struct cbshm *client, int fd)
+{
+	int none = -1;
+
+	/* take_idle() came before, in this process: what a fork() inherited is not there any more. */
+	atomic_store(&client->idle_pid, getpid());
+	if (!atomic_compare_exchange_strong(&client->idle_fd, &none, fd))
+		close(fd);
+}
+
+static int get_connection(struct exchange *exchange, int *fd)
+{
+	struct cbshm *client = exchange->client;
+
+	*fd = take_idle(client);
+	exchange->reused = *fd >= 0;
+	if (exchange->reused)
+		return 0;
+	return varlink_connect(client->socket, client->trusted, client->trusted_count,
+			       exchange->deadline, exchange->call, fd);
+}
+
+/* ---- one attempt ------------------------------------------------------------------------ */
+
+/*
+ * What is left of the caller's time, less what it takes the agent to say that it was not enough: an answer that says
+ * "nothing was applied" is worth more than none.
+ */
+static int64_t agents_share(int64_t deadline)
+{
+	const int64_t left = (deadline - varlink_now()) / 1000;
+	const int64_t margin = left / 10 < MARGIN_MAX_MS ? left / 10 : MARGIN_MAX_MS;
+
+	return left - margin < 1 ? 1 : left - margin;
+}
+
+static int print_message(struct exchange *exchange, char **text, size_t *size)
+{
+	cJSON_SetNumberValue(exchange->timeout_ms, (double)agents_share(exchange->deadline));
+	*text = cJSON_PrintUnformatted(exchange->message);
+	if (*text == NULL)
+		return call_fail_memory(exchange->call);
+	*size = strlen(*text) + 1;
+	if (*size - 1 <= VARLINK_MESSAGE_MAX)
+		return 0;
+	cJSON_free(*text);
+	return call_fail(exchange->call, CBSHM_ERR_INVALID,
+			 "details are too long: the whole message would be %zu bytes, and %u are "
+			 "the limit",
+			 *size - 1, VARLINK_MESSAGE_MAX);
+}
+
+static int attempt(struct exchange *exchange)
+{
+	char *text = NULL, *reply = NULL;
+	size_t size = 0;
+	int fd, error;
+
+	exchange->sent = exchange->answered = exchange->reused = false;
+	error = get_connection(exchange, &fd);
+	if (error != 0)
+		return error;
+	error = print_message(exchange, &text, &size);
+	if (error == 0) {
+		error = varlink_exchange(fd, text, size, exchange->deadline, exchange->call,
+					 &exchange->sent, &reply);
+		cJSON_free(text);
+	}
+	if (reply != NULL) {
+		exchange->answered = true;
+		error = answer_parse(reply, exchange->call, &exchange->root, &exchange->answer);
+		free(reply);
+	}
+	/* After a protocol error the agent closes, and what else is on its way cannot be told. */
+	if (exchange->answered && error != CBSHM_ERR_PROTOCOL)
+		give_back(exchange->client, fd);
+	else
+		close(fd);
+	if (error != 0) {
+		cJSON_Delete(exchange->root);
+		exchange->root = NULL;
+	}
+	return error;
+}
+
+/* ---- repeating -------------------------------------------------------------------------- */
+
+/* May this attempt have been applied, for all we know? */
+static bool left_uncertain(const struct exchange *exchange, int error)
+{
+	if (exchange->kind == CLIENT_READ || !exchange->sent)
+		return false;
+	if (exchange->answered)
+		return error == CBSHM_ERR_UNKNOWN || error == CBSHM_ERR_PROTOCOL;
+	return true;
+}
+
+/* Is `error` an answer that would have been another one if the earlier attempt had been applied? */
+static bool settles_it(const struct exchange *exchange, int error)
+{
+	return exchange->answered && (error == CBSHM_ERR_INVALID || error == CBSHM_ERR_DENIED);
+}
+
+static bool worth_repeating(const struct exchange *exchange, int attempts, int error)
+{
+	if (varlink_now() >= exchange->deadline)
+		return false;
+	if (exchange->uncertain && !exchange->sent)
+		return error == CBSHM_ERR_AGENT_DOWN; /* it is being restarted: keep knocking */
+	if (attempts >= 2 || exchange->kind == CLIENT_WRITE)
+		return !exchange->sent && exchange->reused && error == CBSHM_ERR_AGENT_DOWN;
+	if (exchange->kind == CLIENT_REPEAT && left_uncertain(exchange, error))
+		return error == CBSHM_ERR_AGENT_DOWN || error == CBSHM_ERR_UNKNOWN;
+	/* A kept connection may have been closed just now; that says nothing about the agent. */
+	return exchange->reused && error == CBSHM_ERR_AGENT_DOWN;
+}
+
+static int outcome_unknown(const struct exchange *exchange)
+{
+	struct cbshm_call *call = exchange->call;
+	char why[sizeof(call->message)];
+
+	strcpy(why, call->message);
+	return call_fail(call, CBSHM_ERR_UNKNOWN, "%s; whether it was applied cannot be known: %s",
+			 exchange->kind == CLIENT_REPEAT
+				 ? "the answer is lost, just repeat it"
+				 : "the answer is lost, look before you repeat it",
+			 why);
+}
+
+static int exchange_run(struct exchange *exchange)
+{
+	int error;
+
+	for (int attempts = 1;; attempts++) {
+		error = attempt(exchange);
+		if (error == 0)
+			return 0;
+		if (left_uncertain(exchange, error))
+			exchange->uncertain = true;
+		if (!worth_repeating(exchange, attempts, error))
+			break;
+		if (!exchange->reused)
+			varlink_pause(RECONNECT_PAUSE_MS, exchange->deadline);
+	}
+	if (exchange->uncertain && !settles_it(exchange, error))
+		return outcome_unknown(exchange);
+	return error;
+}
+
+/* ---- the call --------------------------------------------------------------------------- */
+
+static int set_deadline(struct exchange *exchange)
+{
+	int timeout_ms = exchange->call->timeout_ms;
+
+	if (timeout_ms < 0 || timeout_ms > ARGUMENT_TIMEOUT_MAX_MS)
+		return call_fail(exchange->call, CBSHM_ERR_INVALID,
+				 "timeout_ms must be from 1 to %d, or 0 for %d; it is %d",
+				 ARGUMENT_TIMEOUT_MAX_MS, CBSHM_DEFAULT_TIMEOUT_MS, timeout_ms);
+	if (timeout_ms == 0)
+		timeout_ms = CBSHM_DEFAULT_TIMEOUT_MS;
+	exchange->deadline = varlink_now() + (int64_t)timeout_ms * 1000;
+	return 0;
+}
+
+/* Takes `parameters` over. */
+static bool wrap(struct exchange *exchange, const char *method, cJSON *parameters)
+{
+	char name[64] = "io.cbshm.";
+
+	strncat(name, method, sizeof(name) - strlen(name) - 1);
+	exchange->message = cJSON_CreateObject();
+	exchange->timeout_ms = cJSON_AddNumberToObject(parameters, "timeout_ms", 0);
+	if (!cJSON_AddItemToObject(exchange->message, "parameters", parameters)) {
+		cJSON_Delete(parameters);
+		return false;
+	}
+	return exchange->timeout_ms != NULL &&
+	       cJSON_AddStringToObject(exchange->message, "method", name) != NULL;
+}
+
+int client_call(struct cbshm *client, const char *method, enum client_kind kind, cJSON *parameters,
+		struct cbshm_call *call, cJSON **root, const cJSON **answer)
+{
+	struct exchange exchange = {.client = client, .call = call, .kind = kind};
+	int error, saved_errno;
+
+	if (!wrap(&exchange, method, parameters))
+		error = call_fail_memory(call);
+	else if (client == NULL)
+		error = call_fail(call, CBSHM_ERR_INVALID, "client must be one of cbshm_open()");
+	else
+		error = set_deadline(&exchange);
+	if (error == 0)
+		error = exchange_run(&exchange);
+	saved_errno = errno;
+	cJSON_Delete(exchange.message);
+	errno = saved_errno;
+	if (error == 0)
+		call->message[0] = '\0';
+	*root = exchange.root;
+	*answer = exchange.answer;
+	return error;
+}

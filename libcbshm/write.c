@@ -1,0 +1,261 @@
+/*
+ * write.c - the writes of cbshm.h, and the reads that ask the database
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * One function a method: check the arguments, call the agent, take the answer apart. No I/O of its own.
+ */
+#include "config.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include <uuid/uuid.h>
+
+#include "libcbshm/answer.h"
+#include "libcbshm/arguments.h"
+#include "libcbshm/cbshm_private.h"
+#include "libcbshm/client.h"
+#include "libcbshm/error.h"
+
+#define INCIDENTS_MAX     1000
+#define INCIDENTS_DEFAULT 10
+
+/* A call being put together, made, and taken apart. */
+struct writing {
+	struct cbshm_call spare; /* of a caller that gave none */
+	struct cbshm_call *call;
+	cJSON *parameters; /* NULL: out of memory, or handed over */
+	cJSON *root;
+	const cJSON *answer;
+	int error;
+};
+
+static void writing_begin(struct writing *writing, struct cbshm_call *call)
+{
+	memset(writing, 0, sizeof(*writing));
+	writing->call = call != NULL ? call : &writing->spare;
+	writing->call->message[0] = '\0';
+	writing->parameters = cJSON_CreateObject();
+	if (writing->parameters == NULL)
+		writing->error = call_fail_memory(writing->call);
+}
+
+/* Keeps the first error. The arguments of `step` are not evaluated after one. */
+#define THEN(writing, step)                        \
+	do {                                       \
+		if ((writing)->error == 0)         \
+			(writing)->error = (step); \
+	} while (0)
+
+static int add_request_id(cJSON *parameters, struct cbshm_call *call)
+{
+	uuid_t uuid;
+	char text[UUID_STR_LEN];
+
+	uuid_generate_random(uuid);
+	uuid_unparse_lower(uuid, text);
+	if (cJSON_AddStringToObject(parameters, "request_id", text) == NULL)
+		return call_fail_memory(call);
+	return 0;
+}
+
+static void writing_call(struct writing *writing, struct cbshm *client, const char *method,
+			 enum client_kind kind)
+{
+	cJSON *parameters = writing->parameters;
+
+	if (kind == CLIENT_REPEAT)
+		THEN(writing, add_request_id(parameters, writing->call));
+	if (writing->error != 0)
+		return;
+	writing->parameters = NULL;
+	writing->error = client_call(client, method, kind, parameters, writing->call,
+				     &writing->root, &writing->answer);
+}
+
+static int writing_end(struct writing *writing)
+{
+	const int saved_errno = errno;
+
+	cJSON_Delete(writing->parameters);
+	cJSON_Delete(writing->root);
+	errno = saved_errno;
+	return writing->error;
+}
+
+/* ---- reports ---------------------------------------------------------------------------- */
+
+static int report(struct writing *writing, struct cbshm *client, const char *method,
+		  char tripped[CBSHM_UUID_SIZE])
+{
+	char id[CBSHM_UUID_SIZE] = "";
+
+	writing_call(writing, client, method, CLIENT_WRITE);
+	THEN(writing, answer_incident_id(writing->answer, writing->call, id));
+	if (tripped != NULL)
+		memcpy(tripped, id, sizeof(id));
+	return writing_end(writing);
+}
+
+int cbshm_report_drift(struct cbshm *client, const char *name, double score, int64_t samples,
+		       const char *details, struct cbshm_call *call, char tripped[CBSHM_UUID_SIZE])
+{
+	struct writing w;
+
+	writing_begin(&w, call);
+	THEN(&w, add_name(w.parameters, name, w.call));
+	THEN(&w, add_fraction(w.parameters, "drift_score", "score", score, w.call));
+	THEN(&w, add_whole(w.parameters, "sample_count", "samples", samples, 1, ARGUMENT_COUNT_MAX,
+			   w.call));
+	THEN(&w, add_details(w.parameters, details, w.call));
+	return report(&w, client, "ReportDrift", tripped);
+}
+
+int cbshm_report_schema_error(struct cbshm *client, const char *name, int64_t count,
+			      const char *details, struct cbshm_call *call,
+			      char tripped[CBSHM_UUID_SIZE])
+{
+	struct writing w;
+
+	writing_begin(&w, call);
+	THEN(&w, add_name(w.parameters, name, w.call));
+	THEN(&w, add_whole(w.parameters, "count", "count", count, 0, ARGUMENT_COUNT_MAX, w.call));
+	THEN(&w, add_details(w.parameters, details, w.call));
+	return report(&w, client, "ReportSchemaError", tripped);
+}
+
+/* ---- decisions -------------------------------------------------------------------------- */
+
+int cbshm_disable(struct cbshm *client, const char *name, const char *reason, const char *by,
+		  int64_t until, int64_t for_us, struct cbshm_call *call, bool *changed,
+		  char incident[CBSHM_UUID_SIZE])
+{
+	struct writing w;
+	char id[CBSHM_UUID_SIZE] = "";
+	bool done = false;
+
+	writing_begin(&w, call);
+	THEN(&w, add_name(w.parameters, name, w.call));
+	THEN(&w, add_reason(w.parameters, reason, true, w.call));
+	THEN(&w, add_by(w.parameters, by, w.call));
+	THEN(&w, add_end(w.parameters, until, for_us, w.call));
+	writing_call(&w, client, "Disable", CLIENT_REPEAT);
+	THEN(&w, answer_changed(w.answer, w.call, &done));
+	THEN(&w, answer_incident_id(w.answer, w.call, id));
+	if (changed != NULL)
+		*changed = done;
+	if (incident != NULL)
+		memcpy(incident, id, sizeof(id));
+	return writing_end(&w);
+}
+
+static int enable(struct cbshm *client, const char *method, const char *name, const char *by,
+		  const char *reason, struct cbshm_call *call, bool *changed)
+{
+	struct writing w;
+	bool done = false;
+
+	writing_begin(&w, call);
+	THEN(&w, add_name(w.parameters, name, w.call));
+	THEN(&w, add_by(w.parameters, by, w.call));
+	THEN(&w, add_reason(w.parameters, reason, false, w.call));
+	writing_call(&w, client, method, CLIENT_REPEAT);
+	THEN(&w, answer_changed(w.answer, w.call, &done));
+	if (changed != NULL)
+		*changed = done;
+	return writing_end(&w);
+}
+
+int cbshm_enable(struct cbshm *client, const char *name, const char *by, const char *reason,
+		 struct cbshm_call *call, bool *changed)
+{
+	return enable(client, "Enable", name, by, reason, call, changed);
+}
+
+int cbshm_reset(struct cbshm *client, const char *name, const char *by, const char *reason,
+		struct cbshm_call *call, bool *changed)
+{
+	return enable(client, "Reset", name, by, reason, call, changed);
+}
+
+int cbshm_set_policy(struct cbshm *client, const char *name, const struct cbshm_policy *policy,
+		     uint32_t set, uint32_t clear, const char *by, struct cbshm_call *call,
+		     struct cbshm_policy *result)
+{
+	struct writing w;
+	struct cbshm_policy answered;
+
+	writing_begin(&w, call);
+	if (name != NULL)
+		THEN(&w, add_name(w.parameters, name, w.call));
+	THEN(&w, add_policy(w.parameters, name == NULL, policy, set, clear, w.call));
+	THEN(&w, add_by(w.parameters, by, w.call));
+	writing_call(&w, client, "SetPolicy", set == 0 && clear == 0 ? CLIENT_READ : CLIENT_WRITE);
+	THEN(&w, answer_policy(w.answer, w.call, &answered));
+	if (w.error == 0 && result != NULL)
+		*result = answered;
+	return writing_end(&w);
+}
+
+/* ---- reads ------------------------------------------------------------------------------ */
+
+int cbshm_get_incidents(struct cbshm *client, const char *name, bool include_resolved,
+			uint32_t limit, struct cbshm_call *call, struct cbshm_incident **incidents,
+			size_t *count)
+{
+	struct writing w;
+
+	*incidents = NULL;
+	*count = 0;
+	writing_begin(&w, call);
+	if (name != NULL)
+		THEN(&w, add_name(w.parameters, name, w.call));
+	if (w.error == 0 &&
+	    cJSON_AddBoolToObject(w.parameters, "include_resolved", include_resolved) == NULL)
+		w.error = call_fail_memory(w.call);
+	THEN(&w, add_whole(w.parameters, "limit", "limit", limit != 0 ? limit : INCIDENTS_DEFAULT,
+			   1, INCIDENTS_MAX, w.call));
+	writing_call(&w, client, "GetIncidents", CLIENT_READ);
+	THEN(&w, answer_incidents(w.answer, w.call, incidents, count));
+	return writing_end(&w);
+}
+
+/* The database's clock as this host knows it: its own, corrected by what the agent last measured. */
+static int64_t database_now(struct cbshm *client)
+{
+	struct cbshm_health health;
+	struct timespec now;
+	int64_t offset = 0;
+
+	if (cbshm_health(client, &health) == 0)
+		offset = health.clock_offset_us;
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000 + offset;
+}
+
+static void apply_ttl(struct cbshm_state *state, int64_t now)
+{
+	const bool has_end = state->row_disabled && state->disabled_until != CBSHM_NO_TIME;
+	const bool passed = has_end && state->disabled_until <= now;
+
+	state->remaining_us = CBSHM_NO_TIME;
+	if (has_end)
+		state->remaining_us = passed ? 0 : state->disabled_until - now;
+	state->disabled = state->row_disabled && !(passed && state->policy.auto_recover);
+}
+
+int cbshm_fetch_state(struct cbshm *client, const char *name, struct cbshm_call *call,
+		      struct cbshm_state *state)
+{
+	struct writing w;
+
+	writing_begin(&w, call);
+	THEN(&w, add_name(w.parameters, name, w.call));
+	writing_call(&w, client, "GetState", CLIENT_READ);
+	THEN(&w, answer_state(w.answer, w.call, state));
+	if (w.error == 0)
+		apply_ttl(state, database_now(client));
+	return writing_end(&w);
+}
