@@ -187,9 +187,9 @@ class Agent:
         """Runs cbctl against this agent; see Result. check: the exit status it must have."""
         return cbctl(*args, environment=self.environment(), user=user, check=check)
 
-    def popen(self, command, user=None, **options):
+    def popen(self, command, user=None, env=None, **options):
         """Starts a client of this agent in the scratch directory, with pipes as text."""
-        return subprocess.Popen(command, cwd=self.scratch.path, env=self.environment(), text=True,
+        return subprocess.Popen(command, cwd=self.scratch.path, env=env or self.environment(), text=True,
                                 start_new_session=True, **options, **identity(user))
 
 
