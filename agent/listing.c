@@ -70,14 +70,15 @@ static bool add_time(cJSON *object, const char *key, int64_t microseconds)
 {
 	char text[TIME_SIZE], second[TIME_SIZE];
 	int64_t fraction = microseconds % 1000000;
-	time_t seconds;
+	time_t seconds = (time_t)(microseconds / 1000000);
 	struct tm tm;
 
 	if (microseconds == INT64_MIN)
 		return cJSON_AddNullToObject(object, key) != NULL;
-	if (fraction < 0)
+	if (fraction < 0) {
 		fraction += 1000000;
-	seconds = (time_t)((microseconds - fraction) / 1000000);
+		seconds--;
+	}
 	if (gmtime_r(&seconds, &tm) == NULL ||
 	    strftime(second, sizeof(second), "%Y-%m-%dT%H:%M:%S", &tm) == 0)
 		return cJSON_AddNullToObject(object, key) != NULL;
