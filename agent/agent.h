@@ -23,10 +23,10 @@ struct agent {
 	struct event_base *base;
 	struct config *config; /* replaced as a whole by a reload: do not keep pointers into it */
 	struct segment_writer *segment;
-	struct database *database; /* the connections to Postgres */
 	struct mirror *mirror;     /* database -> segment */
 	struct recovery *recovery; /* closes what its TTL has ended */
 	struct writer *writer;     /* requests -> database */
+	struct database *database; /* the connections to Postgres */
 	struct listener *listener; /* the socket and its sessions */
 };
 

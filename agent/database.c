@@ -603,7 +603,7 @@ static void hear_probe(struct database *database, const char *payload)
 	if (database->heard || strcmp(payload, database->probe) != 0)
 		return;
 	if (database->deaf)
-		log_event(LOG_LEVEL_INFO, "listen_works", "");
+		log_event(LOG_LEVEL_INFO, "listen_works", "channel=cbshm_probe");
 	database->heard = true;
 	database->deaf = false;
 	/* No pooler that mixes clients is between: what is prepared stays prepared. */

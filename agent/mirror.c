@@ -203,7 +203,7 @@ static void put(struct mirror *mirror, const PGresult *rows, int row, bool force
 		recovery_note(mirror->agent->recovery, &breaker);
 }
 
-void mirror_apply(struct mirror *mirror, const PGresult *rows)
+static void apply(struct mirror *mirror, const PGresult *rows)
 {
 	for (int i = 0; i < PQntuples(rows); i++)
 		put(mirror, rows, i, false, false);
@@ -267,6 +267,24 @@ static void note_change(struct mirror *mirror, struct changes *changes, const ch
 	change->deleted = change->deleted || deleted;
 	if (changes == &mirror->urgent)
 		event_active(mirror->kick, EV_TIMEOUT, 0);
+}
+
+void mirror_apply(struct mirror *mirror, const PGresult *rows)
+{
+	const char *name;
+
+	/*
+	 * A name that the segment does not have: if its row was deleted after our commit, we may have heard of that
+	 * before we came here, and would not again. So it is asked for.
+	 */
+	for (int i = 0; i < PQntuples(rows); i++) {
+		name = PQgetvalue(rows, i, 0);
+		if (segment_writer_version(mirror->agent->segment, name) == 0 &&
+		    PQnfields(rows) == COLUMNS)
+			note_change(mirror, &mirror->urgent, name, (uint64_t)get_int8(rows, i, 1),
+				    true);
+	}
+	apply(mirror, rows);
 }
 
 /* ---- the end of a question ---- */
@@ -400,7 +418,7 @@ static void on_changed(struct unit *unit, enum unit_end end, void *arg)
 	struct change *change;
 
 	if (answered(mirror, unit, end)) {
-		mirror_apply(mirror, rows);
+		apply(mirror, rows);
 		for (int i = 0; i < PQntuples(rows); i++) {
 			change = changes_find(&mirror->asked, PQgetvalue(rows, i, 0));
 			if (change != NULL)

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "agent/log.h"
 #include "agent/text.h"
@@ -18,7 +19,7 @@
 static void *checked(void *memory)
 {
 	if (memory == NULL) {
-		log_event(LOG_LEVEL_ERROR, "out_of_memory", "");
+		log_event(LOG_LEVEL_ERROR, "out_of_memory", "pid=%d", (int)getpid());
 		abort();
 	}
 	return memory;

@@ -22,4 +22,10 @@ void writer_free(struct writer *writer);
 /* Takes a request in; `request->done` is called once, later, from the event loop. */
 void writer_submit(struct writer *writer, struct request *request);
 
+/* The database has become live or is away, or its lane has opened: looks again at what waits. */
+void writer_database_changed(struct writer *writer);
+
+/* Nothing waits and nothing is under way. */
+bool writer_is_idle(const struct writer *writer);
+
 #endif /* AGENT_WRITER_H */

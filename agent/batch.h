@@ -1,0 +1,81 @@
+/*
+ * batch.h - requests that become one transaction
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * Makes the statements and reads the results; decides nothing. The writer decides what goes into a batch, over which connection,
+ * and what becomes of it.
+ */
+#ifndef AGENT_BATCH_H
+#define AGENT_BATCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "agent/connection.h"
+#include "agent/request.h"
+
+#define BATCH_MAX 4096
+
+struct agent;
+struct lane;
+struct writer;
+
+/* A request in the writer's hands. */
+struct ticket {
+	struct request *request; /* NULL once answered */
+	bool boundary;           /* a batch ends with it: its likes have failed together */
+	bool finished;           /* answered, or moved on: the batch no longer owns it */
+	struct ticket *next;
+};
+
+enum batch_outcome {
+	BATCH_PENDING,
+	BATCH_WAITS_FOR_LOAD, /* committed, and the mirror is loading what it changed */
+	BATCH_LOST,           /* the connection ended first */
+};
+
+struct batch {
+	struct writer *writer;
+	struct lane *lane; /* NULL = over the write connection */
+	enum batch_outcome outcome;
+	bool policy; /* a SetPolicy, alone */
+	struct ticket **tickets;
+	unsigned count;
+
+	/* The numbers of the statements, and what came of them. */
+	unsigned work, rows, xid, commit;
+	PGresult *work_result;
+	PGresult *rows_result;
+	PGresult *xid_result; /* sent by the server before it begins to commit */
+
+	/* For one that was lost. */
+	bool local; /* over a Unix socket */
+	bool asked; /* its outcome is being looked up */
+	char incarnation[96];
+	struct batch *next;
+};
+
+/* Room for `room` tickets. */
+struct batch *batch_new(struct writer *writer, unsigned room);
+
+/* The batch's own memory; the tickets only if they are finished. */
+void batch_free(struct batch *batch);
+
+/*
+ * The transaction for the tickets in it. `patience` (milliseconds) is how long it may wait for locks; 0: rows that are
+ * locked are left out and their requests answered as locked.
+ */
+struct unit *batch_unit(struct batch *batch, const struct agent *agent, int patience,
+			unit_done *done);
+
+/* Keeps the results beyond the life of the unit. */
+void batch_keep_results(struct batch *batch, struct unit *unit);
+
+/* The number of the answer for ticket `i` in work_result, -1 if there is none. */
+int batch_find_answer(const struct batch *batch, unsigned i);
+
+/* Answer `row` of work_result. False: the row is locked, nothing was applied. */
+bool batch_answer(const struct batch *batch, int row, struct answer *answer);
+
+#endif /* AGENT_BATCH_H */
