@@ -261,10 +261,18 @@ static void failure(const struct request *request, const struct answer *answer, 
 	fault_set(fault, statuses[answer->status].error, subject, "%s", message);
 }
 
+size_t methods_incidents_room(const struct request *request)
+{
+	const size_t room = (size_t)request->limit * MESSAGE_SIZE_MAX;
+
+	return room < METHODS_REPLY_MAX ? room : METHODS_REPLY_MAX;
+}
+
 /* Reading too much at once can be said; a write that was applied is always answered as such. */
 static bool is_too_long(const struct request *request, const char *reply)
 {
-	return request->kind == REQUEST_GET_INCIDENTS && strlen(reply) > MESSAGE_SIZE_MAX;
+	return request->kind == REQUEST_GET_INCIDENTS &&
+	       strlen(reply) > methods_incidents_room(request);
 }
 
 char *methods_reply(const struct request *request, const struct answer *answer,
@@ -284,9 +292,8 @@ char *methods_reply(const struct request *request, const struct answer *answer,
 		free(reply);
 		reply = NULL;
 		fault_set(&fault, REPLY_LIMIT_EXCEEDED, NULL,
-			  "these incidents do not fit in one message of %u bytes: ask for fewer "
-			  "(limit)",
-			  MESSAGE_SIZE_MAX);
+			  "these incidents take more than %zu bytes: ask for fewer (limit)",
+			  methods_incidents_room(request));
 	}
 	*error = fault.error;
 	return fault.error != REPLY_OK ? message_error(&fault) : reply;

@@ -53,6 +53,11 @@ struct dispatch {
 int methods_dispatch(const struct message *message, const struct caller *caller,
 		     struct dispatch *dispatch);
 
+#define METHODS_REPLY_MAX (8u * MESSAGE_SIZE_MAX) /* bytes of the longest reply, GetIncidents' */
+
+/* The most that the reply to GetIncidents takes, by its limit; what is longer becomes an error. */
+size_t methods_incidents_room(const struct request *request);
+
 /* The reply to a request that dispatch made; free(). NULL: out of memory. */
 char *methods_reply(const struct request *request, const struct answer *answer,
 		    enum reply_error *error);

@@ -26,7 +26,7 @@
 
 #define INPUT_MAX         (2 * (size_t)MESSAGE_SIZE_MAX) /* bytes read ahead */
 #define CALLS_PER_TURN    64                             /* then other clients have theirs */
-#define REPLY_SIZE_COMMON 512 /* a reply, but for what it repeats of the call */
+#define REPLY_SIZE_COMMON 256 /* a reply, but for what it repeats of the call */
 
 enum session_state {
 	SESSION_READING,
@@ -134,7 +134,7 @@ static size_t unsent(const struct session *session)
 static bool has_room(const struct session *session)
 {
 	return session->calls < SESSION_PIPELINE_MAX &&
-	       unsent(session) + session->reserved + MESSAGE_SIZE_MAX <= SESSION_UNSENT_MAX;
+	       unsent(session) + session->reserved + METHODS_REPLY_MAX <= SESSION_PROMISED_MAX;
 }
 
 static void call_free(struct call *call)
@@ -262,7 +262,7 @@ static void dispatch(struct session *session, struct call *call, const struct me
 	}
 	call->reserved = REPLY_SIZE_COMMON + size;
 	if (result.method == METHOD_GET_INCIDENTS)
-		call->reserved = MESSAGE_SIZE_MAX;
+		call->reserved = methods_incidents_room(result.request);
 	session->reserved += call->reserved;
 	result.request->done = request_done;
 	result.request->arg = call;
@@ -411,7 +411,7 @@ static int open_stream(struct session *session, int fd)
 		return -ENOMEM;
 	bufferevent_setcb(session->stream, on_read, on_written, on_event, session);
 	bufferevent_setwatermark(session->stream, EV_READ, 0, INPUT_MAX);
-	bufferevent_setwatermark(session->stream, EV_WRITE, SESSION_UNSENT_MAX / 2, 0);
+	bufferevent_setwatermark(session->stream, EV_WRITE, SESSION_PROMISED_MAX / 2, 0);
 	bufferevent_set_timeouts(session->stream, NULL, &stall);
 	return bufferevent_enable(session->stream, EV_READ | EV_WRITE) < 0 ? -EIO : 0;
 }

@@ -20,7 +20,8 @@ struct session;
 struct writer;
 
 #define SESSION_PIPELINE_MAX  1024u      /* calls read and not yet answered */
-#define SESSION_UNSENT_MAX    (1u << 20) /* bytes of replies that the peer has not taken */
+#define SESSION_PROMISED_MAX  (1u << 20) /* bytes of replies not taken or to come: no more is read */
+#define SESSION_UNSENT_MAX    (2u << 20) /* bytes of replies not taken: the peer is cut off */
 #define SESSION_STALL_SECONDS 10         /* without any progress in sending */
 
 struct session_counters {

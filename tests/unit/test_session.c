@@ -777,6 +777,9 @@ static void test_reads_and_policy(void)
 	CU_ASSERT_STRING_EQUAL(request->name, "a");
 	CU_ASSERT_EQUAL(request->limit, 1000);
 	CU_ASSERT_TRUE(request->include_resolved);
+	/* Both have set much aside for their replies: the next call waits for that. */
+	answer_one(0, &(struct answer){.status = ANSWER_OK});
+	answer_one(0, &(struct answer){.status = ANSWER_OK});
 	request = submitted("SetPolicy", "{}");
 	CU_ASSERT_EQUAL(request->kind, REQUEST_SET_POLICY);
 	CU_ASSERT_EQUAL(request->policy_set | request->policy_clear, 0);
@@ -939,16 +942,24 @@ static void test_replies(void)
 
 static void test_incidents_too_long(void)
 {
-	char *json = malloc(MESSAGE_SIZE_MAX + 3);
+	char *json = malloc(METHODS_REPLY_MAX + 1);
 
-	memset(json, ' ', MESSAGE_SIZE_MAX + 2);
+	memset(json, ' ', METHODS_REPLY_MAX);
 	json[0] = '[';
-	json[MESSAGE_SIZE_MAX + 1] = ']';
-	json[MESSAGE_SIZE_MAX + 2] = '\0';
+	json[METHODS_REPLY_MAX - 1] = ']';
+	json[METHODS_REPLY_MAX] = '\0';
 	open_session(ACCESS_REPORT);
 	submitted("GetIncidents", "{\"limit\":1000}");
 	answer_one(0, &(struct answer){.status = ANSWER_OK, .json = json});
 	expect_error("too long", receive(), "io.cbshm.LimitExceeded", NULL, NULL);
+	json[METHODS_REPLY_MAX - 100] = ']';
+	json[METHODS_REPLY_MAX - 99] = '\0';
+	submitted("GetIncidents", "{\"limit\":1000}");
+	answer_one(0, &(struct answer){.status = ANSWER_OK, .json = json});
+	expect_error("fits", receive(), "", NULL, NULL);
+	submitted("GetIncidents", "{\"limit\":7}");
+	answer_one(0, &(struct answer){.status = ANSWER_OK, .json = json});
+	expect_error("too long for 7", receive(), "io.cbshm.LimitExceeded", NULL, NULL);
 	close_session();
 	free(json);
 }
@@ -1116,10 +1127,10 @@ static void test_stall(void)
 	memset(json, ' ', 60000);
 	strcpy(json + 59997, "[]");
 	for (int i = 0; i < 40; i++)
-		send_text("{\"method\":\"io.cbshm.GetIncidents\"}");
+		send_text("{\"method\":\"io.cbshm.GetIncidents\",\"parameters\":{\"limit\":1}}");
 	pump();
-	/* Each of these may need 64 KiB: no more are read than have room. */
-	CU_ASSERT_EQUAL(fx.writer.count, 16);
+	/* Each of these may need 64 KiB, and the next call 512: no more are read than have room. */
+	CU_ASSERT_EQUAL(fx.writer.count, 9);
 	while (fx.session != NULL && now_ms() < end) {
 		while (fx.writer.count > 0)
 			answer_one(0, &(struct answer){.status = ANSWER_OK, .json = json});
