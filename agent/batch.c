@@ -3,7 +3,7 @@
  *
  * SPDX-License-Identifier: ISC
  */
-#include "config.h"
+#include <config.h>
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -210,20 +210,19 @@ static const char *value(const PGresult *result, int row, int column)
 	return PQgetisnull(result, row, column) ? NULL : PQgetvalue(result, row, column);
 }
 
-int batch_find_answer(const struct batch *batch, unsigned i)
+int *batch_answer_rows(const struct batch *batch)
 {
-	const int rows = PQntuples(batch->work_result);
-	char position[16];
+	int *rows = memory_new(batch->count, sizeof(*rows));
+	unsigned long position;
 
-	snprintf(position, sizeof(position), "%u", i + 1);
-	/* They come in order. */
-	if ((int)i < rows && strcmp(PQgetvalue(batch->work_result, (int)i, 0), position) == 0)
-		return (int)i;
-	for (int row = 0; row < rows; row++) {
-		if (strcmp(PQgetvalue(batch->work_result, row, 0), position) == 0)
-			return row;
+	for (unsigned i = 0; i < batch->count; i++)
+		rows[i] = batch->policy ? 0 : -1;
+	for (int row = 0; !batch->policy && row < PQntuples(batch->work_result); row++) {
+		position = strtoul(PQgetvalue(batch->work_result, row, 0), NULL, 10);
+		if (position >= 1 && position <= batch->count)
+			rows[position - 1] = row;
 	}
-	return -1;
+	return rows;
 }
 
 static void policy_answer(const PGresult *result, int row, struct answer *answer)

@@ -72,8 +72,8 @@ struct unit *batch_unit(struct batch *batch, const struct agent *agent, int pati
 /* Keeps the results beyond the life of the unit. */
 void batch_keep_results(struct batch *batch, struct unit *unit);
 
-/* The number of the answer for ticket `i` in work_result, -1 if there is none. */
-int batch_find_answer(const struct batch *batch, unsigned i);
+/* For each ticket the row of its answer in work_result, -1 if there is none; to be freed. */
+int *batch_answer_rows(const struct batch *batch);
 
 /* Answer `row` of work_result. False: the row is locked, nothing was applied. */
 bool batch_answer(const struct batch *batch, int row, struct answer *answer);

@@ -6,7 +6,7 @@
  * The INI notation is libinih's business, the table of keys below is ours. libinih does not tell line
  * numbers, so the lines are counted on their way in.
  */
-#include "config.h"
+#include <config.h>
 
 #include <errno.h>
 #include <grp.h>

@@ -8,6 +8,9 @@
 #ifndef AGENT_CONFIG_H
 #define AGENT_CONFIG_H
 
+/* autoconf's: a file in this folder that says "config.h" finds this one. */
+#include <config.h>
+
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>

@@ -7,7 +7,7 @@
  * be rolled back before anything else runs: what makes a pipeline worthwhile is that a unit is one round trip.
  * Not here: when to connect and reconnect (database.c).
  */
-#include "config.h"
+#include <config.h>
 
 #include <assert.h>
 #include <event2/event.h>

@@ -6,7 +6,7 @@
  * One state machine, changed in change_state() only. What is sent over the connections is the business of
  * mirror, recovery and writer; here are only the statements that make a connection usable, and the heartbeat.
  */
-#include "config.h"
+#include <config.h>
 
 #include <assert.h>
 #include <event2/event.h>

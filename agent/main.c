@@ -5,7 +5,7 @@
  *
  * Command line and signals; what the agent does is in the modules.
  */
-#include "config.h"
+#include <config.h>
 
 #include <errno.h>
 #include <event2/event.h>

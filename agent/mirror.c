@@ -8,7 +8,7 @@
  * The agent's own transactions bring their rows over other connections, so an answer may be older than the segment;
  * versions decide then, and a row that is missing from an answer is only removed if nobody has put it since the question.
  */
-#include "config.h"
+#include <config.h>
 
 #include <endian.h>
 #include <event2/event.h>

@@ -7,7 +7,7 @@
  * calling it too early or from many agents at once does no harm. It runs in the lane, since the row
  * may be locked.
  */
-#include "config.h"
+#include <config.h>
 
 #include <event2/event.h>
 #include <search.h>

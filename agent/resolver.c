@@ -5,7 +5,7 @@
  *
  * A job belongs to the thread and to the resolver; who lets go last frees it, since a lookup cannot be broken off.
  */
-#include "config.h"
+#include <config.h>
 
 #include <errno.h>
 #include <event2/event.h>

@@ -3,7 +3,7 @@
  *
  * SPDX-License-Identifier: ISC
  */
-#include "config.h"
+#include <config.h>
 
 #include <arpa/inet.h>
 #include <libpq-fe.h>

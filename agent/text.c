@@ -5,7 +5,7 @@
  *
  * Written by hand and not with cJSON, since a batch holds thousands of them.
  */
-#include "config.h"
+#include <config.h>
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,6 +15,7 @@
 
 #include "agent/log.h"
 #include "agent/text.h"
+#include "libcbshm/name.h"
 
 static void *checked(void *memory)
 {
@@ -110,8 +111,19 @@ char *text_array_end(struct text *text)
 	return text_take(text);
 }
 
+/* Bytes of the character at `p`, which is no ASCII; 0: it is none. */
+static size_t character_length(const char *p)
+{
+	const unsigned char c = (unsigned char)*p;
+	const size_t length = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : 2;
+
+	return strnlen(p, length) == length && utf8_valid(p, length) ? length : 0;
+}
+
 void text_json(struct text *text, const char *string)
 {
+	size_t length;
+
 	text_append(text, "\"", 1);
 	for (const char *p = string; *p != '\0'; p++) {
 		const unsigned char c = (unsigned char)*p;
@@ -120,8 +132,12 @@ void text_json(struct text *text, const char *string)
 			text_format(text, "\\%c", c);
 		else if (c < 0x20 || c == 0x7f)
 			text_format(text, "\\u%04x", c);
-		else
+		else if (c < 0x80)
 			text_append(text, p, 1);
+		else if ((length = character_length(p)) > 0)
+			text_append(text, p, length), p += length - 1;
+		else
+			text_append(text, "?", 1);
 	}
 	text_append(text, "\"", 1);
 }

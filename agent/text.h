@@ -35,7 +35,7 @@ char *text_take(struct text *text);
 void text_array_add(struct text *text, const char *item);
 char *text_array_end(struct text *text);
 
-/* A JSON string with its quotes. The bytes must be UTF-8; control characters are escaped. */
+/* A JSON string with its quotes; control characters are escaped, bytes that are no UTF-8 become '?'. */
 void text_json(struct text *text, const char *string);
 
 #endif /* AGENT_TEXT_H */

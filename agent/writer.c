@@ -10,7 +10,7 @@
  *
  * Nothing is answered before its outcome is certain; if it cannot become certain, that is the answer.
  */
-#include "config.h"
+#include <config.h>
 
 #include <event2/event.h>
 #include <inttypes.h>
@@ -224,28 +224,26 @@ static void answer_all(struct batch *batch, const struct answer *given)
 /* The answers of a committed batch; requests whose rows were locked line up in their lanes. */
 static void answer_committed(struct batch *batch)
 {
+	int *rows = batch_answer_rows(batch);
 	struct answer found;
-	int row;
 
 	for (unsigned i = 0; i < batch->count; i++) {
 		struct ticket *ticket = batch->tickets[i];
 
 		if (ticket->finished)
 			continue;
-		row = batch_find_answer(batch, i);
-		if (batch->policy)
-			row = 0;
-		if (row < 0) {
+		if (rows[i] < 0) {
 			answer(ticket, &(struct answer){.status = ANSWER_DATABASE_ERROR,
 							.sqlstate = "XX000",
 							.message = "cbshm.apply gave no answer"});
-		} else if (batch_answer(batch, row, &found)) {
+		} else if (batch_answer(batch, rows[i], &found)) {
 			answer(ticket, &found);
 		} else {
 			tickets_append(&lane_make(batch->writer, ticket->request)->tickets, ticket);
 			batch->tickets[i] = NULL;
 		}
 	}
+	free(rows);
 }
 
 static void unlink_batch(struct batch **list, struct batch *batch)
