@@ -66,7 +66,7 @@ class _Result(unittest.TestResult):
         self._line(True, test, " # SKIP " + " ".join(str(reason).split()).replace("#", ""))
 
     def addExpectedFailure(self, test, err):
-        self._line(False, test, " # TODO an expected failure; fix it or drop the test")
+        self._line(False, test)  # fix it, or drop the test
 
     def addUnexpectedSuccess(self, test):
         self._line(False, test)
