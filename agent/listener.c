@@ -179,7 +179,7 @@ static int open_socket(struct listener *listener, char *message, size_t size)
 		return fail(-EINVAL, message, size, "[socket] path %s must begin with /", path);
 	if (strlen(path) >= sizeof(listener->address.sun_path))
 		return fail(-ENAMETOOLONG, message, size, "[socket] path %s is too long", path);
-	strcpy(listener->address.sun_path, path);
+	listener->options.path = strcpy(listener->address.sun_path, path);
 	if (aside(&listener->address, &temporary) < 0)
 		return fail(-ENAMETOOLONG, message, size, "[socket] path %s is too long", path);
 	r = check_directory(path, message, size);

@@ -453,6 +453,17 @@ void session_stop(struct session *session)
 	settle(session);
 }
 
+/* What the loop has no turn left to send: as much as the socket takes now. */
+static void send_rest(struct session *session)
+{
+	struct evbuffer *output = bufferevent_get_output(session->stream);
+
+	if (evbuffer_get_length(output) == 0 || evbuffer_unfreeze(output, 1) < 0)
+		return;
+	if (evbuffer_write(output, bufferevent_getfd(session->stream)) < 0)
+		log_event(LOG_LEVEL_DEBUG, "session_unsent", "session=%ju", (uintmax_t)session->id);
+}
+
 void session_free(struct session *session)
 {
 	struct call *call, *next;
@@ -468,7 +479,10 @@ void session_free(struct session *session)
 	}
 	if (session->turn != NULL)
 		event_free(session->turn);
-	if (session->stream != NULL)
+	if (session->stream != NULL) {
+		if (session->state != SESSION_ENDED)
+			send_rest(session);
 		bufferevent_free(session->stream);
+	}
 	free(session);
 }

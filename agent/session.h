@@ -52,7 +52,10 @@ const struct peer *session_peer(const struct session *session);
 /* Reads no more; ends when what was read is answered. `ended` is called later, never from here. */
 void session_stop(struct session *session);
 
-/* Ends at once, from outside the session's own callbacks. Submitted requests go on. NULL is fine. */
+/*
+ * Ends at once, from outside the session's own callbacks; replies that are ready are sent as far as the
+ * socket takes them without waiting. Submitted requests go on. NULL is fine.
+ */
 void session_free(struct session *session);
 
 #endif /* AGENT_SESSION_H */

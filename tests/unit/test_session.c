@@ -1118,6 +1118,19 @@ static void test_orphans(void)
 	close_session();
 }
 
+/* The agent stops by force: the writer answers, and the loop does not turn again. */
+static void test_last_words(void)
+{
+	open_session(ACCESS_REPORT);
+	send_text(GET_STATE);
+	pump();
+	answer_one(0, &(struct answer){.status = ANSWER_OUTCOME_UNKNOWN});
+	session_free(fx.session);
+	fx.session = NULL;
+	expect_error("last words", receive(), "io.cbshm.OutcomeUnknown", NULL, NULL);
+	close_session();
+}
+
 static void test_stall(void)
 {
 	const int64_t end = now_ms() + WAIT_MS;
@@ -1700,6 +1713,7 @@ int main(void)
 		{"end within a message", test_end_within_message},
 		{"client gone", test_client_gone},
 		{"requests outlive a session", test_orphans},
+		{"last words", test_last_words},
 		{"a peer that does not read", test_stall},
 		{"much output for one that does", test_much_output},
 		{"too much output", test_too_much_output},
