@@ -1,0 +1,96 @@
+/*
+ * cmd_enable.c - cbctl enable, and its other name reset: a person closes a breaker
+ *
+ * SPDX-License-Identifier: ISC
+ */
+#include "config.h"
+
+#include <stdio.h>
+
+#include "cbctl/output.h"
+#include "cbctl/segment.h"
+
+enum { BY, REASON };
+
+static const struct option options[] = {
+	[BY] = {"by", "WHO"},
+	[REASON] = {"reason", "TEXT"},
+	{NULL, NULL},
+};
+
+typedef int close_breaker(struct cbshm *client, const char *name, const char *by,
+			  const char *reason, struct cbshm_call *call, bool *changed);
+
+static int run_with(close_breaker *close_it, struct cbctl *cbctl, const struct parsed *parsed)
+{
+	const char *name = parsed->words[0];
+	struct cbshm_call call = {0};
+	struct cbshm_state state;
+	struct suggestion near;
+	bool changed, was_unknown;
+	int error = client_open(cbctl);
+
+	if (error != 0)
+		return error;
+	was_unknown = segment_state(cbctl, name, &state) == CBSHM_ERR_NOT_FOUND;
+	segment_nearest(cbctl, name, &near);
+	error = close_it(cbctl->client, name, parsed->values[BY], parsed->values[REASON], &call,
+			 &changed);
+	if (error != 0)
+		return fail_library(error, &call);
+	if (was_unknown && !changed)
+		warn("there was no breaker %s%s%s%s", name,
+		     near.best[0] != '\0' ? "; did you mean " : "", near.best,
+		     near.best[0] != '\0' ? "?" : "");
+	if (output_is_json()) {
+		cJSON *document = json_object(NULL, NULL);
+
+		json_text(document, "name", name);
+		json_bool(document, "changed", changed);
+		json_print(document);
+	} else {
+		printf("%s %s\n", clean(name),
+		       changed ? coloured(COLOUR_GOOD, "is enabled")
+			       : "was enabled already: nothing changed");
+	}
+	return STATUS_DONE;
+}
+
+static int run_enable(struct cbctl *cbctl, const struct parsed *parsed)
+{
+	return run_with(cbshm_enable, cbctl, parsed);
+}
+
+static int run_reset(struct cbctl *cbctl, const struct parsed *parsed)
+{
+	return run_with(cbshm_reset, cbctl, parsed);
+}
+
+#define HELP                                                                                \
+	"Closes the breaker, sets its failures to 0 and resolves its incident. When this\n" \
+	"returns, it is committed in Postgres and every process of this host sees it.\n"    \
+	"\n"                                                                                \
+	"  --by WHO       who decided it; your user name if left out\n"                     \
+	"  --reason TEXT  what goes into the incident's notes; \"Manual reset\" if left out\n"
+
+const struct command command_enable = {
+	.name = "enable",
+	.arguments = "NAME [--by WHO] [--reason TEXT]",
+	.summary = "close it: let traffic pass again",
+	.help = HELP,
+	.options = options,
+	.least = 1,
+	.most = 1,
+	.run = run_enable,
+};
+
+const struct command command_reset = {
+	.name = "reset",
+	.arguments = "NAME [--by WHO] [--reason TEXT]",
+	.summary = "another name for enable",
+	.help = HELP,
+	.options = options,
+	.least = 1,
+	.most = 1,
+	.run = run_reset,
+};

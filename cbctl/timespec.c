@@ -1,0 +1,131 @@
+/*
+ * timespec.c - reads and writes times for people
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * What goes over the wire is not here but in libcbshm/timestamp.c. Knows no clock: `now` is given.
+ */
+#include "config.h"
+
+#include "cbctl/timespec.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "libcbshm/timestamp.h"
+
+#define SECOND INT64_C(1000000)
+#define MINUTE (60 * SECOND)
+#define HOUR   (60 * MINUTE)
+#define DAY    (24 * HOUR)
+#define WEEK   (7 * DAY)
+
+static const struct unit {
+	const char *name;
+	int64_t us;
+} units[] = {
+	{"w", WEEK},   {"d", DAY},    {"h", HOUR},  {"min", MINUTE},
+	{"m", MINUTE}, {"s", SECOND}, {"ms", 1000},
+};
+
+/* The unit that `text` begins with: its whole run of letters must be it. */
+static const struct unit *find_unit(const char *text, size_t *length)
+{
+	*length = strspn(text, "abcdefghijklmnopqrstuvwxyz");
+	for (size_t i = 0; i < sizeof(units) / sizeof(*units); i++) {
+		if (strlen(units[i].name) == *length && memcmp(units[i].name, text, *length) == 0)
+			return &units[i];
+	}
+	return NULL;
+}
+
+const char *duration_parse(const char *text, int64_t *microseconds)
+{
+	static const char form[] = "must be a duration such as 90s, 30m, 2h, 1h30m or 7d";
+	int64_t last_unit = INT64_MAX;
+	double sum = 0;
+
+	if (*text == '-')
+		return "must be a duration of more than 0; it is negative";
+	if (*text == '\0')
+		return form;
+	while (*text != '\0') {
+		const size_t digits = strspn(text, "0123456789.");
+		const struct unit *unit;
+		size_t length;
+		char *end;
+		double value;
+
+		value = strtod(text, &end);
+		if (digits == 0 || end != text + digits || digits > 20)
+			return form;
+		unit = find_unit(end, &length);
+		if (unit == NULL)
+			return *end == '\0' && value != 0
+				       ? "needs a unit, such as 90s, 30m, 2h, 1h30m or 7d"
+				       : (*end == '\0' ? "must be a duration of more than 0"
+						       : form);
+		if (unit->us >= last_unit)
+			return "must name each unit once, the larger first, as in 1h30m";
+		last_unit = unit->us;
+		sum += value * (double)unit->us;
+		text = end + length;
+	}
+	if (sum < 1)
+		return "must be a duration of more than 0";
+	if (sum > (double)DURATION_MAX_US)
+		return "must be at most 3650d (ten years)";
+	*microseconds = (int64_t)(sum + 0.5);
+	return NULL;
+}
+
+const char *until_parse(const char *text, int64_t now, int64_t *microseconds)
+{
+	if (strcmp(text, "never") == 0) {
+		*microseconds = INT64_MAX;
+		return NULL;
+	}
+	if (!timestamp_parse(text, microseconds))
+		return "must be a time with its zone, such as 2030-01-31T18:00:00Z or "
+		       "2030-01-31T19:00:00+01:00, or never (for a duration take --for)";
+	if (*microseconds <= now)
+		return "must be a time to come; it has passed";
+	return NULL;
+}
+
+void duration_format(int64_t us, char *text, size_t size)
+{
+	static const struct {
+		int64_t us;
+		const char *name;
+	} names[] = {{DAY, "d"}, {HOUR, "h"}, {MINUTE, "min"}, {SECOND, "s"}};
+	size_t i = 0;
+	long long major, minor;
+
+	if (us < SECOND) {
+		snprintf(text, size, "less than 1 s");
+		return;
+	}
+	while (us < names[i].us)
+		i++;
+	major = us / names[i].us;
+	minor = i < 3 ? us % names[i].us / names[i + 1].us : 0;
+	if (minor != 0)
+		snprintf(text, size, "%lld %s %lld %s", major, names[i].name, minor,
+			 names[i + 1].name);
+	else
+		snprintf(text, size, "%lld %s", major, names[i].name);
+}
+
+void time_format(int64_t us, char *text, size_t size)
+{
+	const time_t seconds = (time_t)((us - ((us % SECOND) + SECOND) % SECOND) / SECOND);
+	struct tm tm;
+
+	if (localtime_r(&seconds, &tm) == NULL ||
+	    strftime(text, size, "%Y-%m-%d %H:%M:%S %Z", &tm) == 0)
+		snprintf(text, size, "%lld s since 1970", (long long)seconds);
+}
