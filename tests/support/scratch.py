@@ -20,7 +20,8 @@ import time
 _counter = 0
 
 
-def _processes_in(directory):
+def processes_in(directory):
+    """The pids of all processes, but this one, whose working directory is in there."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
@@ -35,7 +36,7 @@ def _processes_in(directory):
 
 def kill_all_in(directory, sig=signal.SIGKILL):
     """Sends a signal to every process that works in the directory; returns their pids."""
-    pids = _processes_in(directory)
+    pids = processes_in(directory)
     for pid in pids:
         try:
             os.kill(pid, sig)
@@ -46,9 +47,9 @@ def kill_all_in(directory, sig=signal.SIGKILL):
 
 def wait_none_in(directory, timeout=10):
     end = time.monotonic() + timeout
-    while _processes_in(directory):
+    while processes_in(directory):
         if time.monotonic() > end:
-            raise TimeoutError(f"processes in {directory} do not end: {_processes_in(directory)}")
+            raise TimeoutError(f"processes in {directory} do not end: {processes_in(directory)}")
         time.sleep(0.01)
 
 
