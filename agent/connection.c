@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 
 #include "agent/connection.h"
@@ -64,6 +65,7 @@ struct connection {
 	struct event *lost;    /* calls events.lost from the loop itself */
 	bool open;
 	bool broken;
+	bool direct;
 	char message[512];
 	char server[128];
 
@@ -496,6 +498,26 @@ static void on_notice(void *arg, const PGresult *result)
 		  LOG_VALUE(text));
 }
 
+/* Is it the server itself that has the other end of a Unix socket, and no pooler? */
+static bool is_direct(int socket)
+{
+	struct ucred peer;
+	socklen_t size = sizeof(peer);
+	char path[64], name[32] = "";
+	FILE *file;
+
+	if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.pid <= 0)
+		return false;
+	snprintf(path, sizeof(path), "/proc/%d/comm", (int)peer.pid);
+	file = fopen(path, "re");
+	if (file == NULL)
+		return false;
+	if (fgets(name, sizeof(name), file) == NULL)
+		*name = '\0';
+	fclose(file);
+	return strcmp(name, "postgres\n") == 0 || strcmp(name, "postmaster\n") == 0;
+}
+
 static void opened(struct connection *connection)
 {
 	const int socket = PQsocket(connection->pg);
@@ -513,6 +535,7 @@ static void opened(struct connection *connection)
 	connection->writable = event_new(connection->base, socket, EV_WRITE, on_ready, connection);
 	event_add(connection->readable, NULL);
 	connection->open = true;
+	connection->direct = is_direct(socket);
 	connection->heard_at = clock_microseconds(CLOCK_MONOTONIC);
 	snprintf(connection->server, sizeof(connection->server), "%s:%s", PQhost(connection->pg),
 		 PQport(connection->pg));
@@ -604,9 +627,9 @@ int64_t connection_silence(const struct connection *connection)
 	return connection->active == NULL ? 0 : clock_microseconds(CLOCK_MONOTONIC) - since;
 }
 
-bool connection_is_local(const struct connection *connection)
+bool connection_is_direct(const struct connection *connection)
 {
-	return connection->server[0] == '/' || connection->server[0] == '@';
+	return connection->direct;
 }
 
 const char *connection_server(const struct connection *connection)

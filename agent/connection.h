@@ -89,8 +89,8 @@ void connection_allow_prepare(struct connection *connection, bool allow);
 /* Microseconds since the server should have answered and has sent nothing; 0 if nothing is expected. */
 int64_t connection_silence(const struct connection *connection);
 
-/* A Unix socket: what the server has sent before it died arrives in any case. */
-bool connection_is_local(const struct connection *connection);
+/* A Unix socket whose other end is a postgres: what the server has sent before it died arrives in any case. */
+bool connection_is_direct(const struct connection *connection);
 
 /* host:port for the log; valid as long as the connection. */
 const char *connection_server(const struct connection *connection);

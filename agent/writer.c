@@ -457,8 +457,8 @@ static void look_up(struct batch *batch)
 	if (batch->asked)
 		return;
 	if (batch->xid_result == NULL) {
-		/* The server sends the id before it begins to commit, and over a Unix socket nothing is lost. */
-		settle(batch, batch->local ? FATE_ABORTED : FATE_UNKNOWN);
+		/* The server sends the id before it begins to commit, and from a Unix socket nothing is lost. */
+		settle(batch, batch->direct ? FATE_ABORTED : FATE_UNKNOWN);
 	} else if (PQgetisnull(batch->xid_result, 0, 0)) {
 		settle(batch, FATE_COMMITTED); /* it changed nothing */
 	} else if (!same_server(batch, &same_run)) {
@@ -527,7 +527,7 @@ static void send_batch(struct batch *batch, struct connection *connection, int p
 
 	snprintf(batch->incarnation, sizeof(batch->incarnation), "%s",
 		 database_incarnation(database));
-	batch->local = connection_is_local(connection);
+	batch->direct = connection_is_direct(connection);
 	connection_run(connection, batch_unit(batch, batch->writer->agent, patience, on_batch));
 }
 
@@ -910,7 +910,7 @@ void writer_free(struct writer *writer)
 		return;
 	/* The connections are closed: what was under way is among the lost. */
 	while ((batch = writer->lost) != NULL) {
-		if (batch->xid_result == NULL && batch->local)
+		if (batch->xid_result == NULL && batch->direct)
 			settle(batch, FATE_ABORTED);
 		else
 			settle(batch, FATE_UNKNOWN);
