@@ -1,0 +1,852 @@
+# SPDX-License-Identifier: ISC
+"""The database side of the agent: mirror, writes, recovery, reconnects, signals, against a real PostgreSQL."""
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+import unittest
+
+from support import tap
+from support.agent import Agent, program, wait_for
+from support.postgres import Postgres
+from support.varlink import Varlink, VarlinkError
+
+STOPPED, DISCONNECTED, LIVE = 4, 3, 2
+
+
+def listed(agent, name):
+    """The breaker in the agent's mirror, or None."""
+    after = ""
+    while True:
+        page = agent.call("List", **({"after": after} if after else {}))
+        for breaker in page["breakers"]:
+            if breaker["name"] == name:
+                return breaker
+        if page["complete"]:
+            return None
+        after = page["breakers"][-1]["name"]
+
+
+def is_open(agent, name):
+    breaker = listed(agent, name)
+    return breaker and breaker["is_open"]
+
+
+def error_of(call, *args, **kwargs):
+    """The name of the error that a call ends with, and its parameters; ("ok", reply)."""
+    try:
+        return "ok", call(*args, **kwargs)
+    except VarlinkError as error:
+        return error.name, error.parameters
+
+
+def write_pid(postgres):
+    """The server process of the agent's write connection: the one that has applied something last."""
+    return postgres.value("SELECT pid FROM pg_stat_activity WHERE application_name = 'cbagent' "
+                          "AND query = 'COMMIT' ORDER BY query_start DESC LIMIT 1")
+
+
+class Proxy:
+    """
+    Between agent and server: a Unix socket that passes bytes on, message by message from the server.
+    `filter(type, body)` says what to do with a server's message: True = pass, False = drop,
+    None = cut the connection, without passing it. `client_filter(bytes)` likewise with what comes from the agent.
+    """
+
+    def __init__(self, postgres, directory):
+        self.server = os.path.join(postgres.host, ".s.PGSQL.5432")
+        self.directory = directory
+        self.filter = lambda kind, body: True
+        self.client_filter = lambda data: True
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(os.path.join(directory, ".s.PGSQL.5432"))
+        os.chmod(os.path.join(directory, ".s.PGSQL.5432"), 0o777)
+        self.listener.listen(64)
+        self.sockets = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def conninfo(self):
+        return f"host={self.directory} dbname=cbshm user=cbagent"
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                server.connect(self.server)
+            except OSError:
+                client.close()
+                continue
+            self.sockets += [client, server]
+            threading.Thread(target=self._from_client, args=(client, server), daemon=True).start()
+            threading.Thread(target=self._from_server, args=(server, client), daemon=True).start()
+
+    @staticmethod
+    def _cut(*sockets):
+        for each in sockets:
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def _from_client(self, client, server):
+        try:
+            while data := client.recv(65536):
+                if self.client_filter(data) is None:
+                    break
+                server.sendall(data)
+        except OSError:
+            pass
+        self._cut(client, server)
+
+    def _from_server(self, server, client):
+        buffer = b""
+        try:
+            while data := server.recv(65536):
+                buffer += data
+                passed = b""
+                while len(buffer) >= 5:
+                    if buffer[:1] in b"NS" and len(passed) == 0 and len(buffer) == 1:
+                        break
+                    length = struct.unpack("!I", buffer[1:5])[0] + 1
+                    if len(buffer) < length:
+                        break
+                    message, buffer = buffer[:length], buffer[length:]
+                    verdict = self.filter(message[:1], message[5:])
+                    if verdict is None:
+                        client.sendall(passed)
+                        return
+                    if verdict:
+                        passed += message
+                client.sendall(passed)
+        except OSError:
+            pass
+        finally:
+            self._cut(client, server)
+
+    def close(self):
+        self.listener.close()
+        self._cut(*self.sockets)
+        for each in self.sockets:
+            each.close()
+
+
+class Load:
+    """Threads that report to breakers of their own, and count what they are told."""
+
+    def __init__(self, agent, names, timeout_ms=3000):
+        self.agent = agent
+        self.counts = {name: {"ok": 0} for name in names}
+        self.times = []
+        self.running = True
+        self.timeout_ms = timeout_ms
+        self.threads = [threading.Thread(target=self._run, args=(name,)) for name in names]
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self, name):
+        client = Varlink(self.agent.socket)
+        counts = self.counts[name]
+        while self.running:
+            outcome, _ = error_of(client.call, "ReportDrift", name=name, drift_score=1.0, sample_count=1,
+                                  timeout_ms=self.timeout_ms)
+            counts[outcome] = counts.get(outcome, 0) + 1
+            if outcome == "ok":
+                self.times.append(time.monotonic())
+            else:
+                time.sleep(0.01)
+        client.close()
+
+    def stop(self):
+        self.running = False
+        for thread in self.threads:
+            thread.join()
+
+    def total(self, outcome):
+        return sum(counts.get(outcome, 0) for counts in self.counts.values())
+
+    def check(self, test, postgres):
+        """Everything acknowledged is there, and nothing else but what was said to be unknown."""
+        for name, counts in self.counts.items():
+            applied = int(postgres.value("SELECT coalesce(max(consecutive_failures), 0) FROM cbshm.breaker "
+                                         f"WHERE name = '{name}'"))
+            unknown = counts.get("OutcomeUnknown", 0)
+            tap.note(f"{name}: {counts}, applied {applied}")
+            test.assertGreaterEqual(applied, counts["ok"], "an acknowledged report is lost")
+            test.assertLessEqual(applied, counts["ok"] + unknown, "a report was applied that was said to have failed")
+
+
+class Mirror(unittest.TestCase):
+    """What the database says stands in the segment."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.postgres = Postgres().migrate()
+        cls.postgres.psql("INSERT INTO cbshm.breaker (name, disabled, disabled_reason, disabled_by) "
+                          "VALUES ('before', true, 'old', 'anna')")
+        cls.agent = Agent(cls.postgres, config={"segment": {"capacity": "8192"}})
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.agent.close()
+        cls.postgres.close()
+
+    def test_first_load(self):
+        breaker = listed(self.agent, "before")
+        self.assertEqual((breaker["is_open"], breaker["reason"], breaker["disabled_by"]), (True, "old", "anna"))
+
+    def test_plain_sql(self):
+        sql = self.postgres.psql
+        sql("INSERT INTO cbshm.breaker (name) VALUES ('sql')")
+        wait_for(lambda: listed(self.agent, "sql"), 1)
+        sql("UPDATE cbshm.breaker SET disabled = true, disabled_reason = 'why' WHERE name = 'sql'")
+        wait_for(lambda: is_open(self.agent, "sql"), 1)
+        version = listed(self.agent, "sql")["version"]
+        sql("DELETE FROM cbshm.breaker WHERE name = 'sql'")
+        wait_for(lambda: listed(self.agent, "sql") is None, 1)
+        sql("INSERT INTO cbshm.breaker (name) VALUES ('sql')")
+        wait_for(lambda: listed(self.agent, "sql"), 1)
+        self.assertGreater(listed(self.agent, "sql")["version"], version)
+        self.assertFalse(is_open(self.agent, "sql"))
+
+    def test_own_write_then_foreign_delete(self):
+        self.agent.call("Disable", name="mine", reason="x")
+        self.postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'mine'")
+        wait_for(lambda: listed(self.agent, "mine") is None, 1)
+
+    def test_rolled_back_is_not_seen(self):
+        session = self.postgres.session()
+        session.execute("BEGIN")
+        session.execute("INSERT INTO cbshm.breaker (name, disabled, disabled_reason) VALUES ('never', true, 'x')")
+        session.execute("ROLLBACK")
+        self.postgres.psql("INSERT INTO cbshm.breaker (name) VALUES ('after-never')")
+        wait_for(lambda: listed(self.agent, "after-never"), 1)
+        self.assertIsNone(listed(self.agent, "never"))
+
+    def test_many_rows_at_once(self):
+        self.postgres.psql("INSERT INTO cbshm.breaker (name) SELECT 'many/' || i FROM generate_series(1, 5000) i")
+        wait_for(lambda: self.agent.header()[2] >= 5000, 10)
+        self.postgres.psql("DELETE FROM cbshm.breaker WHERE name LIKE 'many/%'")
+        wait_for(lambda: self.agent.header()[2] < 100, 10)
+
+    def test_counters_of_others_within_two_seconds(self):
+        self.postgres.psql("INSERT INTO cbshm.breaker (name) VALUES ('counter')")
+        wait_for(lambda: listed(self.agent, "counter"), 1)
+        self.postgres.psql("SELECT cbshm.report_drift('counter', 1.0, 1, NULL)")
+        wait_for(lambda: listed(self.agent, "counter")["consecutive_failures"] == 1, 2.5)
+
+    def test_fleet_settings_change_without_a_version(self):
+        self.postgres.psql("INSERT INTO cbshm.breaker (name) VALUES ('fleet')")
+        wait_for(lambda: listed(self.agent, "fleet"), 1)
+        self.postgres.psql("UPDATE cbshm.settings SET failure_threshold = 17")
+        wait_for(lambda: listed(self.agent, "fleet")["policy"]["failure_threshold"] == 17, 1)
+        self.postgres.psql("UPDATE cbshm.settings SET failure_threshold = 3")
+        wait_for(lambda: listed(self.agent, "fleet")["policy"]["failure_threshold"] == 3, 1)
+
+    def test_agent_row_and_heartbeat(self):
+        seen = wait_for(lambda: self.postgres.rows("SELECT last_seen_at, version FROM cbshm.agent"), 5)
+        wait_for(lambda: self.postgres.rows("SELECT last_seen_at, version FROM cbshm.agent") != seen, 5)
+
+    def test_reconnect_loads_what_was_missed(self):
+        self.postgres.psql("INSERT INTO cbshm.breaker (name) VALUES ('gone-meanwhile')")
+        wait_for(lambda: listed(self.agent, "gone-meanwhile"), 1)
+        self.agent.sigstop()
+        self.postgres.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cbagent'")
+        self.postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'gone-meanwhile'")
+        self.postgres.psql("INSERT INTO cbshm.breaker (name, disabled, disabled_reason) "
+                           "VALUES ('come-meanwhile', true, 'x')")
+        self.agent.sigcont()
+        wait_for(lambda: is_open(self.agent, "come-meanwhile"), 3)
+        wait_for(lambda: listed(self.agent, "gone-meanwhile") is None, 3)
+
+
+class Writes(unittest.TestCase):
+    """Requests become transactions."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.postgres = Postgres().migrate()
+        cls.postgres.psql("UPDATE cbshm.settings SET failure_threshold = 1000000")
+        cls.agent = Agent(cls.postgres)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.agent.close()
+        cls.postgres.close()
+
+    def value(self, column, name):
+        return self.postgres.value(f"SELECT {column} FROM cbshm.breaker WHERE name = '{name}'")
+
+    def test_group_commit(self):
+        commits = int(self.postgres.value("SELECT xact_commit FROM pg_stat_database WHERE datname = 'cbshm'"))
+        with self.agent.connect() as client:
+            sent = 0
+            for _ in range(20):
+                for _ in range(30):
+                    client.send("ReportDrift", {"name": "hot", "drift_score": 1.0, "sample_count": 1})
+                    sent += 1
+                for _ in range(30):
+                    client.receive()
+        self.assertEqual(self.value("consecutive_failures", "hot"), str(sent))
+        self.assertEqual(listed(self.agent, "hot")["consecutive_failures"], sent, "own writes are read")
+        time.sleep(1.5)  # the statistics are late
+        commits = int(self.postgres.value("SELECT xact_commit FROM pg_stat_database WHERE datname = 'cbshm'")) - commits
+        tap.note(f"{sent} reports, {commits} transactions")
+        self.assertLess(commits, sent / 2)
+
+    def test_one_bad_request_fails_alone(self):
+        # The size of a column's value is the server's own limit: the function cannot know of this constraint.
+        self.postgres.psql("ALTER TABLE cbshm.breaker ADD CONSTRAINT no_poison CHECK (name <> 'poison') NOT VALID")
+        try:
+            with self.agent.connect() as client:
+                names = [f"pack/{i}" for i in range(20)]
+                names.insert(7, "poison")
+                for name in names:
+                    client.send("Disable", {"name": name, "reason": "x"})
+                outcomes = [error_of(client.receive) for _ in names]
+        finally:
+            self.postgres.psql("ALTER TABLE cbshm.breaker DROP CONSTRAINT no_poison")
+        for name, (outcome, reply) in zip(names, outcomes):
+            if name == "poison":
+                self.assertEqual((outcome, reply["sqlstate"]), ("DatabaseError", "23514"))
+            else:
+                self.assertEqual((outcome, name, reply), ("ok", name, reply))
+        self.assertEqual(self.postgres.value("SELECT count(*) FROM cbshm.breaker WHERE name LIKE 'pack/%' AND disabled"),
+                         "20")
+
+    def test_invalid_request_fails_alone(self):
+        outcome, reply = error_of(self.agent.call, "Disable", name="past", reason="x", until="2001-01-01T00:00:00Z")
+        self.assertEqual((outcome, reply["field"]), ("InvalidArgument", "until"))
+        self.assertTrue(reply["message"])
+
+    def test_locked_row_is_busy_and_delays_nobody(self):
+        self.agent.call("Enable", name="locked")
+        session = self.postgres.session()
+        session.execute("BEGIN")
+        session.execute("SELECT 1 FROM cbshm.breaker WHERE name = 'locked' FOR UPDATE")
+        with self.agent.connect() as waiting, self.agent.connect() as other:
+            started = time.monotonic()
+            waiting.send("Disable", {"name": "locked", "reason": "x", "timeout_ms": 700})
+            for _ in range(20):
+                before = time.monotonic()
+                other.call("ReportDrift", name="free", drift_score=0.0, sample_count=1)
+                self.assertLess(time.monotonic() - before, 0.25)
+            outcome, reply = error_of(waiting.receive)
+            self.assertEqual((outcome, reply["name"]), ("Busy", "locked"))
+            self.assertTrue(0.65 < time.monotonic() - started < 1.5)
+        session.execute("COMMIT")
+        self.assertEqual(self.value("disabled", "locked"), "f")
+        self.assertTrue(self.agent.call("Disable", name="locked", reason="x")["changed"])
+
+    def test_order_in_the_lane(self):
+        self.agent.call("Enable", name="ordered")
+        session = self.postgres.session()
+        session.execute("BEGIN")
+        session.execute("SELECT 1 FROM cbshm.breaker WHERE name = 'ordered' FOR UPDATE")
+        with self.agent.connect() as client:
+            for i in range(10):
+                client.send("Disable", {"name": "ordered", "reason": str(i), "timeout_ms": 10000})
+                client.send("Enable", {"name": "ordered", "timeout_ms": 10000})
+                time.sleep(0.02)
+            client.send("Disable", {"name": "ordered", "reason": "last", "timeout_ms": 10000})
+            time.sleep(0.3)
+            session.execute("COMMIT")
+            self.assertEqual([client.receive()["changed"] for _ in range(21)], [True] * 21)
+        self.assertEqual(self.value("disabled_reason", "ordered"), "last")
+        self.assertEqual(listed(self.agent, "ordered")["reason"], "last")
+
+    def test_row_being_created_by_somebody_else(self):
+        session = self.postgres.session()
+        session.execute("BEGIN")
+        session.execute("INSERT INTO cbshm.breaker (name) VALUES ('newborn')")
+        with self.agent.connect() as waiting:
+            waiting.send("Disable", {"name": "newborn", "reason": "x", "timeout_ms": 10000})
+            time.sleep(0.5)
+            before = time.monotonic()
+            self.agent.call("ReportDrift", name="free", drift_score=0.0, sample_count=1)
+            self.assertLess(time.monotonic() - before, 0.5)
+            session.execute("COMMIT")
+            self.assertTrue(waiting.receive()["changed"])
+
+    def test_many_locked_rows(self):
+        names = [f"lane/{i}" for i in range(30)]
+        self.postgres.psql("INSERT INTO cbshm.breaker (name) SELECT 'lane/' || i FROM generate_series(0, 29) i")
+        session = self.postgres.session()
+        session.execute("BEGIN")
+        session.execute("SELECT 1 FROM cbshm.breaker WHERE name LIKE 'lane/%' FOR UPDATE")
+        clients = [self.agent.connect() for _ in names]
+        for client, name in zip(clients, names):
+            client.send("Disable", {"name": name, "reason": "x", "timeout_ms": 10000})
+        time.sleep(0.5)
+        session.execute("COMMIT")
+        started = time.monotonic()
+        self.assertEqual([client.receive()["changed"] for client in clients], [True] * 30)
+        self.assertLess(time.monotonic() - started, 3)
+        for client in clients:
+            client.close()
+
+    def test_policy(self):
+        self.agent.call("Enable", name="policy")
+        policy = self.agent.call("SetPolicy", name="policy", set={"drift_threshold": 0.75, "default_ttl_seconds": 1.5})
+        self.assertEqual((policy["policy"]["drift_threshold"], policy["policy"]["default_ttl_seconds"]), (0.75, 1.5))
+        self.assertEqual(listed(self.agent, "policy")["policy"], policy["policy"])
+        self.agent.call("SetPolicy", set={"schema_error_threshold": 9})
+        self.assertEqual(listed(self.agent, "policy")["policy"]["schema_error_threshold"], 9)
+        cleared = self.agent.call("SetPolicy", name="policy", clear=["drift_threshold"])
+        self.assertEqual(cleared["policy"]["drift_threshold"], 0.2)
+        self.assertEqual(error_of(self.agent.call, "SetPolicy", name="policy", set={"drift_threshold": 7})[0],
+                         "InvalidArgument")
+        self.assertEqual(error_of(self.agent.call, "SetPolicy", name="no-such-breaker")[0], "NotFound")
+        self.agent.call("SetPolicy", set={"schema_error_threshold": 5})
+
+    def test_policy_of_a_locked_row(self):
+        self.agent.call("Enable", name="policy-locked")
+        session = self.postgres.session()
+        session.execute("BEGIN")
+        session.execute("SELECT 1 FROM cbshm.breaker WHERE name = 'policy-locked' FOR UPDATE")
+        self.assertEqual(error_of(self.agent.call, "SetPolicy", name="policy-locked", set={"drift_threshold": 0.5},
+                                  timeout_ms=300)[0], "Busy")
+        session.execute("COMMIT")
+
+    def test_reads_ask_the_database(self):
+        self.assertEqual(error_of(self.agent.call, "GetState", name="no-such-breaker")[0], "NotFound")
+        self.agent.call("Disable", name="read", reason="x")
+        self.assertEqual(self.agent.call("GetState", name="read")["state"]["reason"], "x")
+        incidents = self.agent.call("GetIncidents", name="read")["incidents"]
+        self.assertEqual([incident["reason"] for incident in incidents], ["x"])
+        self.assertEqual(self.agent.call("GetIncidents", name="nothing")["incidents"], [])
+
+    def test_proof_in_the_audit_log(self):
+        self.agent.call("Disable", name="proven", reason="x", by="somebody else")
+        rows = self.postgres.rows("SELECT to_jsonb(a)::text FROM cbshm.audit_log a WHERE a.breaker = 'proven'")
+        self.assertIn("somebody else", str(rows))
+        self.assertIn(f'"pid": {os.getpid()}', str(rows))
+        self.assertIn("python", str(rows))
+
+    def test_text_of_any_kind(self):
+        reason = "quote \" backslash \\ brace {} comma , NULL \u00e9\u4e16\U0001f600 'single'"
+        self.agent.call("Disable", name='odd "name" {\\}', reason=reason, by="NULL")
+        breaker = listed(self.agent, 'odd "name" {\\}')
+        self.assertEqual((breaker["reason"], breaker["disabled_by"]), (reason, "NULL"))
+
+
+class Full(unittest.TestCase):
+    def test_no_room_in_the_segment(self):
+        with Postgres().migrate() as postgres:
+            with Agent(postgres, config={"segment": {"capacity": "16"}}) as agent:
+                with agent.connect() as client:
+                    for i in range(20):
+                        client.send("Enable", {"name": f"b{i}"})
+                    outcomes = [error_of(client.receive)[0] for _ in range(20)]
+                self.assertEqual(outcomes, ["ok"] * 16 + ["LimitExceeded"] * 4)
+                self.assertEqual(postgres.value("SELECT count(*) FROM cbshm.breaker"), "16")
+                self.assertEqual(error_of(agent.call, "Disable", name="b3", reason="x")[0], "ok")
+
+
+class Faults(unittest.TestCase):
+    """The database goes away, in every way."""
+
+    def setUp(self):
+        self.postgres = Postgres(fsync=True).migrate()
+        self.addCleanup(self.postgres.close)
+        self.postgres.psql("UPDATE cbshm.settings SET failure_threshold = 1000000")
+        self.names = [f"load/{i}" for i in range(4)]
+
+    def agent(self, **options):
+        agent = Agent(self.postgres, **options)
+        self.addCleanup(agent.close)
+        return agent
+
+    def proxy(self):
+        proxy = Proxy(self.postgres, self.postgres.scratch.directory("proxy", None, 0o711))
+        self.addCleanup(proxy.close)
+        return proxy
+
+    def resumes(self, load, within=2.0):
+        back = time.monotonic()
+        wait_for(lambda: load.times and load.times[-1] > back, 10)
+        seconds = next(t for t in load.times if t > back) - back
+        tap.note(f"writes resumed after {seconds:.2f} s")
+        self.assertLess(seconds, within)
+
+    def test_restart_under_load(self):
+        agent = self.agent()
+        load = Load(agent, self.names)
+        for mode in ("fast", "immediate"):
+            time.sleep(0.5)
+            self.postgres.restart(mode)
+            self.resumes(load)
+        load.stop()
+        load.check(self, self.postgres)
+        self.assertTrue(agent.alive())
+
+    def test_sigkill_under_load(self):
+        agent = self.agent()
+        load = Load(agent, self.names)
+        for _ in range(3):
+            time.sleep(0.3)
+            self.postgres.kill9()
+            self.postgres.start()
+            self.resumes(load)
+        load.stop()
+        load.check(self, self.postgres)
+
+    def test_backends_killed_in_mid_batch(self):
+        agent = self.agent()
+        load = Load(agent, self.names)
+        for _ in range(20):
+            time.sleep(0.05)
+            self.postgres.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                               "WHERE application_name = 'cbagent' ORDER BY random() LIMIT 1")
+        self.resumes(load)
+        load.stop()
+        load.check(self, self.postgres)
+        self.assertEqual(load.total("OutcomeUnknown"), 0, "every lost commit can be looked up")
+        self.assertEqual(load.total("DatabaseUnavailable"), 0, "a short loss is waited out")
+
+    def cut_once(self, proxy, condition):
+        """Cuts the connection once, at the first message that meets the condition."""
+        cut = []
+
+        def judge(*message):
+            if not cut and condition(*message):
+                cut.append(time.monotonic())
+                return None
+            return True
+        if condition.__code__.co_argcount == 1:
+            proxy.client_filter = judge
+        else:
+            proxy.filter = judge
+        return cut
+
+    def test_connection_cut_after_commit(self):
+        proxy = self.proxy()
+        agent = self.agent(conninfo=proxy.conninfo())
+        agent.call("Enable", name="cut")
+        cut = self.cut_once(proxy, lambda kind, body: kind == b"C" and body.startswith(b"COMMIT"))
+        self.assertEqual(error_of(agent.call, "ReportDrift", name="cut", drift_score=1.0, sample_count=1)[0], "ok")
+        self.assertTrue(cut)
+        self.assertRegex(agent.log(), "event=lost_commit requests=1 outcome=committed")
+        self.assertEqual(listed(agent, "cut")["consecutive_failures"], 1)
+
+    def test_connection_cut_before_commit(self):
+        proxy = self.proxy()
+        agent = self.agent(conninfo=proxy.conninfo())
+        agent.call("Enable", name="cut")
+        # The agent's whole pipeline is dropped on its way.
+        cut = self.cut_once(proxy, lambda data: b"COMMIT" in data)
+        outcome = error_of(agent.call, "ReportDrift", name="cut", drift_score=1.0, sample_count=1)[0]
+        self.assertTrue(cut)
+        self.assertEqual(outcome, "OutcomeUnknown", "through a proxy nobody knows how far it came")
+        self.assertEqual(self.postgres.value("SELECT consecutive_failures FROM cbshm.breaker WHERE name = 'cut'"), "0")
+
+    def test_frozen_server(self):
+        agent = self.agent()
+        agent.call("Disable", name="frozen", reason="x")
+        self.postgres.sigstop()
+        try:
+            started = time.monotonic()
+            outcome = error_of(agent.call, "Enable", name="frozen", timeout_ms=1000)[0]
+            self.assertIn(outcome, ("OutcomeUnknown", "Timeout"))
+            self.assertLess(time.monotonic() - started, 3)
+            wait_for(lambda: agent.header()[0] == DISCONNECTED, 12)
+            self.assertTrue(is_open(agent, "frozen"))
+            wait_for(lambda: error_of(agent.call, "Enable", name="frozen", timeout_ms=1000)[0]
+                     == "DatabaseUnavailable", 5)
+        finally:
+            self.postgres.sigcont()
+        wait_for(lambda: agent.header()[0] == LIVE, 5)
+        self.assertEqual(error_of(agent.call, "Enable", name="frozen")[0], "ok")
+
+    def test_database_down_at_start(self):
+        first = self.agent()
+        first.call("Disable", name="down", reason="x")
+        config = {"segment": {"name": first.segment}}
+        first.stop()
+        self.postgres.stop()
+        agent = self.agent(config=config, ready=False)
+        wait_for(lambda: os.path.exists(agent.socket), 5)
+        self.assertTrue(is_open(agent, "down"), "the last agent's segment is taken over")
+        wait_for(lambda: "database_unavailable" in agent.log(), 5)
+        time.sleep(0.2)
+        started = time.monotonic()
+        outcome, reply = error_of(agent.call, "Enable", name="down")
+        self.assertEqual(outcome, "DatabaseUnavailable")
+        self.assertLess(time.monotonic() - started, 1.2)
+        self.assertIn("No such file or directory", reply["message"])
+        self.assertEqual(error_of(agent.call, "GetState", name="down")[0], "DatabaseUnavailable")
+        self.postgres.start()
+        back = time.monotonic()
+        wait_for(lambda: error_of(agent.call, "Enable", name="down")[0] == "ok", 5)
+        self.assertLess(time.monotonic() - back, 2)
+
+    def test_writes_fail_at_once_after_a_moment(self):
+        agent = self.agent()
+        agent.call("Enable", name="away")
+        self.postgres.stop()
+        time.sleep(1.5)
+        started = time.monotonic()
+        self.assertEqual(error_of(agent.call, "Disable", name="away", reason="x")[0], "DatabaseUnavailable")
+        self.assertLess(time.monotonic() - started, 0.2)
+
+    def test_no_schema(self):
+        self.postgres.psql("CREATE DATABASE empty", db="postgres")
+        agent = self.agent(conninfo=self.postgres.conninfo("cbagent", "empty"), ready=False)
+        wait_for(lambda: "cbctl migrate" in agent.log(), 5)
+        self.assertIn("cbctl migrate", wait_for(lambda: error_of(agent.call, "Enable", name="x")[1], 5)["message"])
+
+    def test_wrong_schema_version(self):
+        self.postgres.psql("INSERT INTO cbshm.schema_version (version, file) VALUES (999, 'x')")
+        agent = self.agent(ready=False)
+        wait_for(lambda: "version 999" in agent.log(), 5)
+
+    def test_notifications_that_do_not_arrive(self):
+        proxy = self.proxy()
+        proxy.filter = lambda kind, body: kind != b"A"
+        agent = self.agent(conninfo=proxy.conninfo())
+        wait_for(lambda: "listen_does_not_work" in agent.log(), 6)
+        self.postgres.psql("INSERT INTO cbshm.breaker (name, disabled, disabled_reason) VALUES ('deaf', true, 'x')")
+        wait_for(lambda: is_open(agent, "deaf"), 2.5)
+        self.postgres.psql("UPDATE cbshm.settings SET failure_threshold = 17")
+        wait_for(lambda: listed(agent, "deaf")["policy"]["failure_threshold"] == 17, 2.5)
+        self.postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'deaf'")
+        wait_for(lambda: listed(agent, "deaf") is None, 2.5)
+
+    def test_host_name_is_looked_up(self):
+        port = self.postgres.options.get("port", "5432")
+        agent = self.agent(conninfo=f"host=no-such-host.invalid,{self.postgres.host} dbname=cbshm user=cbagent port={port}")
+        self.assertEqual(error_of(agent.call, "Enable", name="x")[0], "ok")
+
+    def test_first_host_hangs(self):
+        directory = self.postgres.scratch.directory("hangs", None, 0o711)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+            silent.bind(os.path.join(directory, ".s.PGSQL.5432"))
+            os.chmod(os.path.join(directory, ".s.PGSQL.5432"), 0o777)
+            silent.listen(16)
+            agent = self.agent(conninfo=f"host={directory},{self.postgres.host} dbname=cbshm user=cbagent")
+            self.assertEqual(error_of(agent.call, "Enable", name="x")[0], "ok")
+
+
+class Recovery(unittest.TestCase):
+    """TTLs end."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.postgres = Postgres().migrate()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.postgres.close()
+
+    def agent(self, **options):
+        agent = Agent(self.postgres, **options)
+        self.addCleanup(agent.close)
+        return agent
+
+    def closed_at(self, name):
+        """Seconds from the end of the TTL to the recovery, by the database's clock; None while open."""
+        rows = self.postgres.rows("SELECT extract(epoch FROM i.resolved_at - i.timestamp) "
+                                  f"FROM cbshm.incident i WHERE i.breaker = '{name}' AND i.resolved")
+        return float(rows[0][0]) if rows else None
+
+    def test_at_the_instant(self):
+        agent = self.agent()
+        agent.call("Disable", name="ttl", reason="x", ttl_seconds=1.0)
+        self.assertTrue(is_open(agent, "ttl"))
+        late = wait_for(lambda: self.closed_at("ttl"), 5) - 1.0
+        tap.note(f"{late * 1000:.1f} ms late")
+        self.assertTrue(0 <= late < 0.25)
+        wait_for(lambda: is_open(agent, "ttl") is False, 1)
+        self.assertEqual(self.postgres.row("SELECT resolved_by, resolution_notes FROM cbshm.incident "
+                                           "WHERE breaker = 'ttl'"),
+                         ("system-auto-recover", "Auto-recovered after TTL expired"))
+
+    def test_several_agents(self):
+        agents = [self.agent() for _ in range(3)]
+        for i in range(50):
+            agents[0].call("Disable", name=f"race/{i}", reason="x", ttl_seconds=1.0)
+        count = "SELECT count(*) FROM cbshm.breaker WHERE name LIKE 'race/%' AND disabled"
+        wait_for(lambda: self.postgres.value(count) == "0", 5)
+        self.assertEqual(self.postgres.value("SELECT count(*) FROM cbshm.incident WHERE breaker LIKE 'race/%'"), "50")
+        self.assertEqual(sum(agent.log().count("event=recovered breaker=race/") for agent in agents), 50)
+        for agent in agents:
+            wait_for(lambda: not any(is_open(agent, f"race/{i}") for i in (0, 25, 49)), 2)
+
+    def test_overdue_after_a_start(self):
+        agent = self.agent()
+        for i in range(600):
+            agent.call("Disable", name=f"overdue/{i}", reason="x", ttl_seconds=3.0)
+        agent.stop()
+        time.sleep(3)
+        agent.start()
+        count = "SELECT count(*) FROM cbshm.breaker WHERE name LIKE 'overdue/%' AND disabled"
+        wait_for(lambda: self.postgres.value(count) == "0", 5)
+
+    def test_a_locked_row_delays_nobody(self):
+        agent = self.agent()
+        for i in range(20):
+            agent.call("Disable", name=f"held/{i:02}", reason="x", ttl_seconds=1.0)
+        session = self.postgres.session()
+        session.execute("BEGIN")
+        session.execute("SELECT 1 FROM cbshm.breaker WHERE name = 'held/03' FOR UPDATE")
+        count = "SELECT count(*) FROM cbshm.breaker WHERE name LIKE 'held/%' AND disabled"
+        wait_for(lambda: self.postgres.value(count) == "1", 4)
+        session.execute("COMMIT")
+        wait_for(lambda: self.postgres.value(count) == "0", 4)
+
+    def test_no_auto_recover(self):
+        agent = self.agent()
+        agent.call("SetPolicy", name="manual", set={"auto_recover": False})
+        agent.call("Disable", name="manual", reason="x", ttl_seconds=0.2)
+        time.sleep(1)
+        self.assertTrue(is_open(agent, "manual"))
+        agent.call("SetPolicy", name="manual", set={"auto_recover": True})
+        wait_for(lambda: not is_open(agent, "manual"), 3)
+
+    def test_ttl_that_is_changed(self):
+        agent = self.agent()
+        agent.call("Disable", name="changed", reason="x", ttl_seconds=3600)
+        self.postgres.psql("UPDATE cbshm.breaker SET disabled_until = now() + interval '0.3 s' WHERE name = 'changed'")
+        wait_for(lambda: not is_open(agent, "changed"), 3)
+
+
+class Process(unittest.TestCase):
+    """Command line and signals."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.postgres = Postgres().migrate()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.postgres.close()
+
+    def agent(self, **options):
+        agent = Agent(self.postgres, **options)
+        self.addCleanup(agent.close)
+        return agent
+
+    def run_agent(self, *args):
+        return subprocess.run([program("agent/cbagent"), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              text=True, timeout=20, check=False)
+
+    def test_command_line(self):
+        done = self.run_agent("--version")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertRegex(done.stdout, r"^cbagent \d+\.\d+\.\d+\n$")
+        self.assertIn("--config", self.run_agent("--help").stdout)
+        self.assertEqual(self.run_agent("--nonsense").returncode, 2)
+        self.assertEqual(self.run_agent("argument").returncode, 2)
+
+    def test_check(self):
+        path = self.postgres.scratch.path + "/check.conf"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("[segment]\nname = /x\n")
+        done = self.run_agent("--check", "--config", path)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("[segment]\ncapacity = lots\n")
+        done = self.run_agent("--check", "--config", path)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(f"{path}:2: capacity = lots", done.stderr)
+        self.assertEqual(self.run_agent("--config", "/nonexistent").returncode, 1)
+
+    def test_a_second_agent_on_the_same_segment(self):
+        agent = self.agent()
+        done = self.run_agent("--config", agent.config_path)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("start_failed", done.stderr)
+        self.assertTrue(agent.is_ready())
+
+    def test_sigterm(self):
+        agent = self.agent()
+        agent.call("Disable", name="term", reason="x")
+        self.assertEqual(agent.stop(), 0)
+        self.assertEqual(agent.header()[0], STOPPED)
+        self.assertFalse(os.path.exists(agent.socket))
+        agent.start()
+        self.assertTrue(is_open(agent, "term"))
+
+    def test_sigterm_answers_what_is_under_way(self):
+        agent = self.agent()
+        agent.call("Enable", name="last")
+        session = self.postgres.session()
+        session.execute("BEGIN")
+        session.execute("SELECT 1 FROM cbshm.breaker WHERE name = 'last' FOR UPDATE")
+        with agent.connect() as client:
+            client.send("Disable", {"name": "last", "reason": "x", "timeout_ms": 20000})
+            time.sleep(0.3)
+            agent.process.terminate()
+            time.sleep(0.3)
+            session.execute("COMMIT")
+            self.assertTrue(client.receive()["changed"])
+        self.assertEqual(agent.process.wait(10), 0)
+
+    def test_sigterm_does_not_wait_for_ever(self):
+        agent = self.agent()
+        agent.call("Enable", name="stuck")
+        session = self.postgres.session()
+        session.execute("BEGIN")
+        session.execute("SELECT 1 FROM cbshm.breaker WHERE name = 'stuck' FOR UPDATE")
+        with agent.connect() as client:
+            client.send("Disable", {"name": "stuck", "reason": "x", "timeout_ms": 60000})
+            time.sleep(0.3)
+            started = time.monotonic()
+            self.assertEqual(agent.stop(), 0)
+            self.assertLess(time.monotonic() - started, 7)
+        session.execute("COMMIT")
+
+    def test_sighup(self):
+        agent = self.agent()
+        agent.config["agent"]["log_level"] = "debug"
+        agent.config["segment"]["capacity"] = "2048"
+        agent.config["postgres"]["conninfo"] = self.postgres.conninfo("cbagent") + " application_name=renamed"
+        agent.write_config()
+        agent.sighup()
+        wait_for(lambda: "event=reloaded conninfo=changed" in agent.log(), 5)
+        self.assertIn("restart_needed key=segment.capacity", agent.log())
+        wait_for(lambda: self.postgres.value("SELECT count(*) FROM pg_stat_activity "
+                                             "WHERE application_name = 'renamed'") >= "2", 5)
+        agent.wait_ready()
+        self.assertIn("level=debug", agent.log())
+        agent.config["agent"]["log_level"] = "loud"
+        agent.write_config()
+        agent.sighup()
+        wait_for(lambda: re.search(r"reload_failed reason=.*:\d+: log_level = loud", agent.log()), 5)
+        self.assertEqual(error_of(agent.call, "Enable", name="still-there")[0], "ok")
+
+    def test_killed_and_started_again(self):
+        agent = self.agent()
+        agent.call("Disable", name="killed", reason="x")
+        epoch = agent.header()[1]
+        agent.process.send_signal(signal.SIGKILL)
+        agent.process.wait()
+        agent.start()
+        self.assertEqual(agent.header()[1], epoch + 1)
+        self.assertTrue(is_open(agent, "killed"))
+
+    def test_idle_costs_next_to_nothing(self):
+        agent = self.agent()
+        self.postgres.psql("INSERT INTO cbshm.breaker (name) SELECT 'idle/' || i FROM generate_series(1, 1000) i "
+                           "ON CONFLICT DO NOTHING")
+        time.sleep(3)
+
+        def used():
+            with open(f"/proc/{agent.pid}/schedstat", encoding="ascii") as file:
+                return int(file.read().split()[0]) / 1e9
+        before, started = used(), time.monotonic()
+        time.sleep(6)
+        share = (used() - before) / (time.monotonic() - started)
+        tap.note(f"{share * 100:.3f} % of a core")
+        self.assertLess(share, 0.01)  # loose: a benchmark judges, this finds a loop that spins
+
+
+if __name__ == "__main__":
+    tap.main()
