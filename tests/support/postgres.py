@@ -244,8 +244,8 @@ class Postgres:
         return self
 
     def _migrate_with(self, cbctl):
-        environment = {**_environment(), "CBSHM_SQL_DIR": os.path.join(tap.source_dir(), "sql")}
-        done = subprocess.run([cbctl, "migrate", "--conninfo", self.conninfo()], text=True, env=environment,
+        done = subprocess.run([cbctl, "migrate", "--sql", os.path.join(tap.source_dir(), "sql"), "--conninfo",
+                               self.conninfo()], text=True, env=_environment(), stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"cbctl migrate failed ({done.returncode}):\n{done.stdout}")
