@@ -48,13 +48,14 @@ static enum expiry read_deadline(const struct binding *binding, uint64_t *word, 
 static struct cbshm_decision decide(struct handle *handle)
 {
 	for (int i = 0; i < DECIDE_TRIES; i++) {
-		struct resolved resolved = handle_resolve(handle);
-		uint64_t word = resolved.word;
 		enum expiry expiry = EXPIRY_UNREADABLE;
 		int64_t deadline = INT64_MAX;
+		struct resolved resolved;
 
+		handle_resolve(handle, &resolved);
 		if (resolved.basis != CBSHM_BASIS_SEGMENT)
 			return (struct cbshm_decision){0, 0, (uint8_t)resolved.basis, 0};
+		uint64_t word = resolved.word;
 		if (word_may_expire(word))
 			expiry = read_deadline(&resolved.binding, &word, &deadline);
 		if (expiry == EXPIRY_GONE)
@@ -68,11 +69,25 @@ static struct cbshm_decision decide(struct handle *handle)
 	return (struct cbshm_decision){0, 0, CBSHM_BASIS_UNKNOWN, 0};
 }
 
+/* Open without an end, in a segment that is in use: the word says it all, as it does for a closed breaker. */
+static bool is_plainly_open(const struct cbshm_breaker *breaker, uint64_t *word)
+{
+	*word = word_load(__atomic_load_n(&breaker->word, __ATOMIC_ACQUIRE));
+	uint32_t live = __atomic_load_n(&breaker->live, __ATOMIC_RELAXED);
+
+	return (*word & (CBSHM_WORD_DISABLED | CBSHM_WORD_INDEX | CBSHM_WORD_MOVED)) ==
+		       CBSHM_WORD_DISABLED &&
+	       word_generation(*word) == word_generation(live) && !word_may_expire(*word);
+}
+
 struct cbshm_decision cbshm_check_slow(const struct cbshm_breaker *breaker)
 {
+	uint64_t word;
+
+	if (is_plainly_open(breaker, &word))
+		return (struct cbshm_decision){word_epoch(word), 1, CBSHM_BASIS_SEGMENT, 0};
 	int saved = errno;
 	struct cbshm_decision decision = decide(handle_of(breaker));
-
 	errno = saved;
 	return decision;
 }

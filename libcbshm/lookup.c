@@ -88,34 +88,33 @@ static bool binding_fits(const struct binding *binding, uint64_t word)
 	return word_generation(low) != 0 && word_generation(low) == word_generation(binding->live);
 }
 
-struct resolved handle_resolve(struct handle *handle)
+void handle_resolve(struct handle *handle, struct resolved *resolved)
 {
-	struct resolved resolved = {.binding = handle_binding(handle)};
-	struct binding *binding = &resolved.binding;
+	struct binding *binding = &resolved->binding;
 
+	*binding = handle_binding(handle);
 	for (int i = 0; i < RESOLVE_TRIES; i++) {
-		resolved.basis = CBSHM_BASIS_NO_SEGMENT;
 		if (!binding->mapping) {
+			resolved->basis = CBSHM_BASIS_NO_SEGMENT;
 			if (segment_attach(handle->client, false) != 0)
-				return resolved;
+				return;
 			*binding = handle_rebind(handle);
 		}
-		resolved.word = word_load(binding->word);
-		if ((resolved.word & CBSHM_WORD_MOVED) &&
+		resolved->word = word_load(binding->word);
+		if ((resolved->word & CBSHM_WORD_MOVED) &&
 		    segment_follow(handle->client, binding->mapping)) {
 			*binding = handle_rebind(handle);
-			resolved.word = word_load(binding->word);
+			resolved->word = word_load(binding->word);
 		}
-		resolved.basis = binding->slot == BINDING_UNKNOWN ? CBSHM_BASIS_UNKNOWN
-								  : CBSHM_BASIS_SEGMENT;
-		if (binding_fits(binding, resolved.word))
-			return resolved;
+		resolved->basis = binding->slot == BINDING_UNKNOWN ? CBSHM_BASIS_UNKNOWN
+								   : CBSHM_BASIS_SEGMENT;
+		if (binding_fits(binding, resolved->word))
+			return;
 		*binding = handle_rebind(handle);
 		if (binding->slot == BINDING_UNKNOWN)
 			break; /* not there at a moment of this call: that is an answer */
 	}
-	resolved.basis = CBSHM_BASIS_UNKNOWN;
-	return resolved;
+	resolved->basis = CBSHM_BASIS_UNKNOWN;
 }
 
 static void handles_add(struct segment_reader *reader, struct handle *handle)

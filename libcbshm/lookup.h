@@ -44,7 +44,7 @@ struct resolved {
 };
 
 /* Follows the handle to where its breaker is now, and remembers that in the handle if it has changed. */
-struct resolved handle_resolve(struct handle *handle);
+void handle_resolve(struct handle *handle, struct resolved *resolved);
 
 /* A breaker handle is the first member of a struct handle, which is never const. */
 static inline struct handle *handle_of(const struct cbshm_breaker *breaker)

@@ -119,9 +119,10 @@ static enum record_read read_record(const struct segment_view *view, uint32_t sl
 static int get_state(struct handle *handle, struct cbshm_state *state)
 {
 	for (int i = 0; i < STATE_TRIES; i++) {
-		struct resolved resolved = handle_resolve(handle);
+		struct resolved resolved;
 		const struct binding *binding = &resolved.binding;
 
+		handle_resolve(handle, &resolved);
 		if (resolved.basis == CBSHM_BASIS_NO_SEGMENT)
 			return CBSHM_ERR_NO_SEGMENT;
 		if (resolved.basis == CBSHM_BASIS_UNKNOWN)
