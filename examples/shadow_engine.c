@@ -4,15 +4,16 @@
  * SPDX-License-Identifier: ISC
  *
  * An example to copy from, not a part of cbshm. It forecasts each day's highest temperature as the
- * mean of the 28 days before. Both paths see every day (shadow mode); the breaker decides whose forecast is served:
+ * mean of the 28 days before. Both paths see every day (shadow mode); the breaker decides whose
+ * forecast is served:
  *
  *	reference path	adds up the 28 days again, every day
  *	new path	keeps a running sum: one addition and one subtraction a day
  *
  * The new path has a bug of the kind that passes its tests: it keeps tenths of a degree in unsigned
- * integers. In the shipped data that is wrong for the 28 days after 2012-01-19 and after 2014-02-05, the days
- * that stayed below zero. So the drift rises, the breaker trips, the reference path serves, and when the
- * TTL has passed the new path gets its next chance.
+ * integers. In the shipped data that is wrong for the 28 days after 2012-01-19 and 2014-02-05, which
+ * stayed below zero. So the drift rises, the breaker trips, the reference path serves, and
+ * when the TTL has passed the new path gets its next chance.
  *
  * Every 7 days it reports the drift: the share of forecasts in which the paths disagree.
  */
@@ -105,9 +106,9 @@ static double new_path_forecast(const struct running_mean *mean)
 /* ---- the breaker around them ------------------------------------------------------------ */
 
 /*
- * Whose forecast is served. This is all that stands in the hot path: while the breaker is closed, one load
- * and one compare. Without a segment the library answers "enabled" and says so in `basis`; this engine then
- * prefers the reference path, as it does while its reports reach nobody.
+ * Whose forecast is served. This is all that stands in the hot path: one load and one compare while
+ * the breaker is closed. Without a segment the library answers "enabled" and says so in `basis`;
+ * this engine then prefers the reference path, as it does while its reports reach nobody.
  */
 static bool may_use_new_path(const struct engine *engine, struct cbshm_decision *decision)
 {
@@ -153,8 +154,8 @@ static void route(struct engine *engine, const char *date, bool first)
 }
 
 /*
- * Reports the window and begins the next. A report waits for its commit, a millisecond or so; an engine
- * with no time to spare makes it from another thread.
+ * Reports the window and begins the next. A report waits for its commit, a millisecond or so; an
+ * engine with no time to spare makes it from another thread.
  */
 static void report(struct engine *engine)
 {
@@ -262,15 +263,12 @@ static void print_summary(const struct engine *engine)
 	printf("\n%ld forecasts: %ld served by the new path, %ld by the reference path\n",
 	       engine->served_new + engine->served_reference, engine->served_new,
 	       engine->served_reference);
-	printf("wrong forecasts of the new path: %ld served before the breaker tripped, %ld kept "
-	       "away\n",
+	printf("wrong forecasts of the new path: %ld served, %ld kept away by the breaker\n",
 	       engine->wrong_served, engine->wrong_prevented);
-	printf("one check costs %.2f ns (breaker %s; median of %d batches of %d)\n", ns, state,
-	       BATCHES, BATCH);
-	printf("trips=%ld recoveries=%ld wrong_served=%ld wrong_prevented=%ld ns_per_check=%.2f "
-	       "breaker=%s\n",
-	       engine->trips, engine->recoveries, engine->wrong_served, engine->wrong_prevented, ns,
-	       state);
+	printf("one check costs %.2f ns (breaker %s; in a loop; median of %d batches of %d)\n", ns,
+	       state, BATCHES, BATCH);
+	printf("trips=%ld recoveries=%ld ns_per_check=%.2f\n", engine->trips, engine->recoveries,
+	       ns);
 }
 
 /* ---- input ------------------------------------------------------------------------------ */
