@@ -15,7 +15,8 @@ BEGIN
 	IF getdatabaseencoding() <> 'UTF8' THEN
 		RAISE EXCEPTION 'cbshm needs a database whose encoding is UTF8; this one has %',
 			getdatabaseencoding()
-			USING HINT = 'Create it with: CREATE DATABASE ... ENCODING ''UTF8'' TEMPLATE template0';
+			USING HINT = 'Create it with: CREATE DATABASE ... '
+				'ENCODING ''UTF8'' TEMPLATE template0';
 	END IF;
 END
 $$;
@@ -49,7 +50,7 @@ CREATE TABLE cbshm.settings (
 		CHECK (default_ttl BETWEEN interval '0' AND interval '3650 days')
 );
 INSERT INTO cbshm.settings DEFAULT VALUES;
--- Unless the planner knows that it is one row, it takes the view below for a thousand times its size.
+-- Unless the planner knows that it is one row, it takes the view below for far larger than it is.
 ANALYZE cbshm.settings;
 
 -- One row a breaker. Names sort by bytes: that is the order in which rows are locked.
@@ -313,9 +314,9 @@ LANGUAGE plpgsql AS $$
 DECLARE
 	i cbshm.incident;
 BEGIN
-	INSERT INTO cbshm.incident (id, breaker, version, "timestamp", reason, severity, drift_score,
-				    sample_count, details, opened_by, disabled_until,
-				    ttl_is_default, instance)
+	INSERT INTO cbshm.incident (id, breaker, version, "timestamp", reason, severity,
+				    drift_score, sample_count, details, opened_by,
+				    disabled_until, ttl_is_default, instance)
 	VALUES (b.incident_id, b.name, b.version, b.opened_at, b.disabled_reason,
 		coalesce(context ->> 'severity', 'P2'),
 		(context ->> 'score')::float8,
@@ -410,8 +411,8 @@ $$;
 -- The columns whose changes the audit log tells; {} for no row.
 CREATE FUNCTION cbshm.audited(b cbshm.breaker) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
-	SELECT coalesce(jsonb_strip_nulls(to_jsonb(b))
-		- '{version,consecutive_failures,last_failure_at,created_at,updated_at}'::text[], '{}')
+	SELECT coalesce(jsonb_strip_nulls(to_jsonb(b)) - '{version,consecutive_failures,
+		last_failure_at,created_at,updated_at}'::text[], '{}')
 $$;
 
 CREATE FUNCTION cbshm.audit(breaker text, version bigint, action text, was jsonb, becomes jsonb,
@@ -489,7 +490,8 @@ BEGIN
 		INSERT INTO cbshm.tombstone (name, version) VALUES (b.name, b.version - 1)
 		ON CONFLICT (name) DO NOTHING;
 	END IF;
-	IF EXISTS (SELECT FROM cbshm.tombstone t WHERE t.name = b.name AND t.version >= b.version) THEN
+	IF EXISTS (SELECT FROM cbshm.tombstone t
+		   WHERE t.name = b.name AND t.version >= b.version) THEN
 		RAISE EXCEPTION 'breaker "%" was deleted at this very moment', b.name
 			USING ERRCODE = 'serialization_failure', HINT = 'Try again.';
 	END IF;
@@ -595,7 +597,8 @@ BEGIN
 	END IF;
 	RAISE EXCEPTION '% of cbshm.audit_log is refused', TG_OP
 		USING ERRCODE = 'insufficient_privilege',
-		HINT = 'To remove old rows: SET ROLE cbshm_owner; DELETE FROM cbshm.audit_log WHERE ...';
+		HINT = 'To remove old rows: SET ROLE cbshm_owner; '
+			'DELETE FROM cbshm.audit_log WHERE ...';
 END
 $$;
 

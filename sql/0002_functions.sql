@@ -609,10 +609,11 @@ BEGIN
 			CONTINUE;
 		END IF;
 
-		-- A TTL that has passed has ended the opening for every reader, even if no agent has
-		-- committed that yet: a report or a disable finds the breaker closed.
+		-- A TTL that has passed has ended the opening for every reader, even if no agent
+		-- has committed that yet: a report or a disable finds the breaker closed.
 		IF r.kind <> 'enable' AND b.disabled_until IS NOT NULL AND cbshm.is_due(b) THEN
 			b := cbshm.close_expired(b, r.proof);
+			written := b;
 		END IF;
 		was := b;
 		IF r.kind = 'report_drift' THEN
@@ -747,7 +748,8 @@ RETURNS SETOF cbshm.incident
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
 	IF ("limit" BETWEEN 1 AND 1000) IS NOT TRUE THEN
-		RAISE EXCEPTION 'limit must be from 1 to 1000; it is %', coalesce("limit"::text, 'null')
+		RAISE EXCEPTION 'limit must be from 1 to 1000; it is %',
+			coalesce("limit"::text, 'null')
 			USING ERRCODE = 'invalid_parameter_value', DETAIL = 'limit';
 	END IF;
 	RETURN QUERY EXECUTE 'SELECT * FROM cbshm.incident i WHERE true'
@@ -849,7 +851,8 @@ LANGUAGE sql IMMUTABLE AS $$
 	SELECT round((changes ->> 'drift_threshold')::numeric, 100)::float8,
 		(changes ->> 'failure_threshold')::numeric::int,
 		(changes ->> 'schema_error_threshold')::numeric::int,
-		make_interval(secs => round((changes ->> 'default_ttl_seconds')::numeric, 6)::float8),
+		make_interval(secs => round((changes ->> 'default_ttl_seconds')::numeric,
+					    6)::float8),
 		(changes ->> 'auto_recover')::boolean
 $$;
 
@@ -858,7 +861,8 @@ LANGUAGE sql VOLATILE AS $$
 	UPDATE cbshm.settings AS s SET
 		drift_threshold = coalesce(p.drift_threshold, s.drift_threshold),
 		failure_threshold = coalesce(p.failure_threshold, s.failure_threshold),
-		schema_error_threshold = coalesce(p.schema_error_threshold, s.schema_error_threshold),
+		schema_error_threshold = coalesce(p.schema_error_threshold,
+						  s.schema_error_threshold),
 		default_ttl = coalesce(p.default_ttl, s.default_ttl),
 		auto_recover = coalesce(p.auto_recover, s.auto_recover)
 	FROM cbshm.policy_columns(changes) p
@@ -881,8 +885,8 @@ LANGUAGE sql VOLATILE AS $$
 	WHERE b.name = set_breaker_policy.name
 $$;
 
--- name null: the fleet's defaults. A field that is null in changes follows the fleet again; no field
--- at all only reads.
+-- name null: the fleet's defaults. A field that is null in changes follows the fleet again; no
+-- field at all only reads.
 CREATE FUNCTION cbshm.set_policy_json(name text, changes jsonb, actor text DEFAULT NULL,
 				      proof text DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -908,8 +912,8 @@ BEGIN
 END
 $$;
 
--- The same with a parameter a field. null leaves a field as it is; follow_fleet names those that are
--- to follow the fleet's default again.
+-- The same with a parameter for each field. null leaves a field as it is; follow_fleet names those
+-- that are to follow the fleet's default again.
 CREATE FUNCTION cbshm.set_policy(name text, drift_threshold float8 DEFAULT NULL,
 				 failure_threshold int DEFAULT NULL,
 				 schema_error_threshold int DEFAULT NULL,
