@@ -147,7 +147,7 @@ class Loop(unittest.TestCase):
             self.assertEqual(attempt([report]), ["ReportDrift", "done", "Disable", denied, "GetState", "done"])
             self.assertEqual(attempt([admin]), ["ReportDrift", "done", "Disable", "done", "GetState", "done"])
             claimed, proof = self.postgres.row("SELECT actor, proof->>'uid' FROM cbshm.audit_log "
-                                               "WHERE breaker = 'g' AND new_values ? 'disabled'")
+                                               "WHERE breaker = 'g' AND action = 'disable'")
             self.assertEqual((claimed, proof), ("forged", "4711"))
 
     def test_outsiders_cannot_reach_socket_or_segment(self):
