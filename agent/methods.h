@@ -34,6 +34,19 @@ enum method_id {
 /* "io.cbshm.Disable"; "unknown" for METHOD_UNKNOWN. */
 const char *method_name(enum method_id method);
 
+/*
+ * What a call touches. Calls of one kind may be under way together: the writer keeps their order, or it
+ * does not matter. Calls of different kinds go different ways there, so that a later one could overtake.
+ */
+enum method_effect {
+	EFFECT_NONE, /* introspection, and what is refused anyway */
+	EFFECT_READ,
+	EFFECT_WRITE,
+	EFFECT_POLICY,
+};
+
+enum method_effect method_effect(const char *name);
+
 /* Who calls. */
 struct caller {
 	const struct peer *peer;

@@ -5,7 +5,8 @@
  *
  * What a call means is methods.c's business. The writer may answer in any order; a reply waits here
  * until all earlier ones are out. How much a client can make the agent hold is bounded: before the next frame is read
- * there must be room for the largest reply to it and to all calls under way.
+ * there must be room for the largest reply to it and to all calls under way. Calls take effect in their order, too: one that
+ * could overtake the calls before it waits for them.
  */
 #include <config.h>
 
@@ -69,6 +70,10 @@ struct session {
 	enum access access;
 	struct call *first, **last; /* in the order in which they came */
 	unsigned calls;
+	unsigned submitted;        /* of these, how many the writer has */
+	enum method_effect effect; /* of those */
+	char *waiting;             /* a frame that must not overtake them */
+	size_t waiting_size;
 	size_t reserved; /* for the calls that are not answered */
 	size_t held;     /* bytes of replies that wait for an earlier one */
 };
@@ -133,6 +138,8 @@ static size_t unsent(const struct session *session)
 
 static bool has_room(const struct session *session)
 {
+	if (session->waiting != NULL && session->submitted > 0)
+		return false;
 	return session->calls < SESSION_PIPELINE_MAX &&
 	       unsent(session) + session->reserved + METHODS_REPLY_MAX <= SESSION_PROMISED_MAX;
 }
@@ -188,6 +195,8 @@ static void answer(struct call *call, enum reply_error error, char *reply)
 {
 	struct session *session = call->session;
 
+	if (call->submitted)
+		session->submitted--;
 	session->host->counters->replies[call->method][error]++;
 	call->answered = true;
 	session->reserved -= call->reserved;
@@ -267,27 +276,47 @@ static void dispatch(struct session *session, struct call *call, const struct me
 	result.request->done = request_done;
 	result.request->arg = call;
 	call->submitted = true;
+	session->submitted++;
+	session->effect = method_effect(message->method);
 	writer_submit(session->host->writer, result.request);
 }
 
-/* Returns what it cost of CALLS_PER_TURN. */
-static unsigned handle_frame(struct session *session, const char *text, size_t size)
+/* Could a call overtake what the writer has of this session? */
+static bool must_wait(const struct session *session, const struct message *message)
 {
-	struct call *call = call_new(session);
+	const enum method_effect effect = method_effect(message->method);
+
+	return session->submitted > 0 && effect != EFFECT_NONE && effect != session->effect;
+}
+
+/* Takes the text over. Returns what it cost of CALLS_PER_TURN. */
+static unsigned handle_frame(struct session *session, char *text, size_t size)
+{
 	struct message message;
 	struct fault fault;
+	struct call *call;
+	unsigned cost = CALLS_PER_TURN;
+	bool parsed = message_parse(text, size, &message, &fault);
 
+	if (parsed && must_wait(session, &message)) {
+		session->waiting = text;
+		session->waiting_size = size;
+		message_free(&message);
+		return cost;
+	}
+	free(text);
+	call = call_new(session);
 	if (call == NULL) {
 		drop(session, "memory");
-		return CALLS_PER_TURN;
-	}
-	if (!message_parse(text, size, &message, &fault)) {
+	} else if (parsed) {
+		dispatch(session, call, &message, size);
+		cost = call->method == METHOD_LIST ? CALLS_PER_TURN : 1;
+	} else {
 		refuse_frame(session, call, &fault);
-		return CALLS_PER_TURN;
 	}
-	dispatch(session, call, &message, size);
-	message_free(&message);
-	return call->method == METHOD_LIST ? CALLS_PER_TURN : 1;
+	if (parsed)
+		message_free(&message);
+	return cost;
 }
 
 /* A frame that cannot be taken from the stream at all. */
@@ -317,9 +346,21 @@ static void input_exhausted(struct session *session)
 		drain(session);
 }
 
+/* The one that has waited, or the next of the stream; NULL: none is whole. */
+static char *next_frame(struct session *session, size_t *size)
+{
+	char *text = session->waiting;
+
+	if (text == NULL)
+		return evbuffer_readln(bufferevent_get_input(session->stream), size,
+				       EVBUFFER_EOL_NUL);
+	*size = session->waiting_size;
+	session->waiting = NULL;
+	return text;
+}
+
 static void session_process(struct session *session)
 {
-	struct evbuffer *input = bufferevent_get_input(session->stream);
 	unsigned spent = 0;
 
 	while (session->state == SESSION_READING) {
@@ -334,13 +375,12 @@ static void session_process(struct session *session)
 			next_turn(session);
 			break;
 		}
-		text = evbuffer_readln(input, &size, EVBUFFER_EOL_NUL);
+		text = next_frame(session, &size);
 		if (text == NULL) {
 			input_exhausted(session);
 			break;
 		}
 		spent += handle_frame(session, text, size);
-		free(text);
 		send_replies(session);
 	}
 	settle(session);
@@ -477,6 +517,7 @@ void session_free(struct session *session)
 		else
 			call_free(call);
 	}
+	free(session->waiting);
 	if (session->turn != NULL)
 		event_free(session->turn);
 	if (session->stream != NULL) {

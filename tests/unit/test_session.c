@@ -344,6 +344,45 @@ static void test_order(void)
 	close_session();
 }
 
+/* Reads do not overtake writes, nor the other way round; calls of one kind go together. */
+static void test_no_overtaking(void)
+{
+	static const char report[] = "{\"method\":\"io.cbshm.ReportSchemaError\","
+				     "\"parameters\":{\"name\":\"a\",\"count\":1}}";
+	const struct answer answer = {.status = ANSWER_OK, .json = "{}"};
+
+	open_session(ACCESS_ADMIN);
+	send_text(report);
+	send_text(report);
+	send_text("{\"method\":\"org.varlink.service.GetInfo\"}");
+	send_text(GET_STATE);
+	send_text(GET_STATE);
+	send_text("{\"method\":\"io.cbshm.SetPolicy\"}");
+	send_text("{\"method\":\"io.cbshm.List\"}");
+	shutdown(fx.client, SHUT_WR);
+	pump();
+	CU_ASSERT_EQUAL_FATAL(fx.writer.count, 2);
+	answer_one(1, &answer);
+	pump();
+	CU_ASSERT_EQUAL_FATAL(fx.writer.count, 1);
+	answer_one(0, &answer);
+	pump();
+	CU_ASSERT_EQUAL_FATAL(fx.writer.count, 2);
+	CU_ASSERT_EQUAL(fx.writer.queue[0]->kind, REQUEST_GET_STATE);
+	answer_one(0, &answer);
+	answer_one(0, &answer);
+	pump();
+	CU_ASSERT_EQUAL_FATAL(fx.writer.count, 1);
+	CU_ASSERT_EQUAL(fx.writer.queue[0]->kind, REQUEST_SET_POLICY);
+	CU_ASSERT_EQUAL(fx.counters.replies[METHOD_LIST][REPLY_OK], 0);
+	answer_one(0, &answer);
+	for (int i = 0; i < 7; i++)
+		cJSON_Delete(receive());
+	expect_end();
+	CU_ASSERT_EQUAL(fx.counters.replies[METHOD_LIST][REPLY_OK], 1);
+	close_session();
+}
+
 static void test_pipeline_limit(void)
 {
 	const struct answer answer = {.status = ANSWER_OK, .json = "{}"};
@@ -381,9 +420,11 @@ static void test_oneway(void)
 	send_text("{\"oneway\":true,\"method\":\"io.cbshm.ReportSchemaError\"}");
 	send_text(GET_STATE);
 	pump();
-	CU_ASSERT_EQUAL_FATAL(fx.writer.count, 2);
+	CU_ASSERT_EQUAL_FATAL(fx.writer.count, 1);
 	CU_ASSERT_EQUAL(fx.writer.queue[0]->kind, REQUEST_REPORT_SCHEMA_ERROR);
 	answer_one(0, &answer);
+	pump();
+	CU_ASSERT_EQUAL_FATAL(fx.writer.count, 1);
 	answer_one(0, &answer);
 	reply = receive_from(fx.client);
 	CU_ASSERT_PTR_NOT_NULL_FATAL(reply);
@@ -1147,7 +1188,8 @@ static void test_stall(void)
 	while (fx.session != NULL && now_ms() < end) {
 		while (fx.writer.count > 0)
 			answer_one(0, &(struct answer){.status = ANSWER_OK, .json = json});
-		event_base_loop(fx.base, EVLOOP_ONCE);
+		pump();
+		usleep(1000);
 	}
 	CU_ASSERT_PTR_NULL(fx.session);
 	CU_ASSERT_EQUAL(fx.counters.dropped, 1);
@@ -1689,6 +1731,7 @@ int main(void)
 	static const CU_TestInfo session[] = {
 		{"introspection", test_introspection},
 		{"replies keep the order of calls", test_order},
+		{"calls do not overtake", test_no_overtaking},
 		{"1024 calls under way, the next wait", test_pipeline_limit},
 		{"oneway calls get no reply", test_oneway},
 		{"more and upgrade are refused", test_more_and_upgrade},
