@@ -16,11 +16,11 @@
  * Inserting goes name, details, word, bucket, index word; removing goes word, bucket. A kill in
  * between leaves a live slot without a bucket, or a bucket of a free slot: take_over() finds both.
  *
- * The index under readers: entries are never moved and a bucket is never taken from a live breaker, so a reader cannot miss one that
- * stays. Removing leaves a tombstone; inserting reuses the first one on its way. A tombstone followed by an empty bucket becomes
- * empty itself: no way of a breaker leads on through it, as behind it there is none. So every run of buckets ends with a live
- * one, and with at most half of the buckets live, searches stay short without ever building the index
- * anew (tests/unit/segment_index.c measures that).
+ * The index under readers: entries are never moved and a bucket is never taken from a live breaker, so a reader
+ * cannot miss one that stays. Removing leaves a tombstone; inserting reuses the first one on its way. A tombstone
+ * becomes empty once no way of a live breaker leads over it: at once if the bucket behind it is empty, the
+ * others when they have become many (index_sweep()). A search that stops there stops for a name that is not in the index;
+ * one that comes later changes the index word. So searches stay short (tests/unit/test_index.c measures them).
  *
  * A reader that follows the way to a name while that breaker goes and comes back may miss it; but then it
  * was not there at some moment of the search, and the index word has changed, so the reader will look again.
@@ -67,6 +67,10 @@ struct segment_writer {
 	uint32_t resting_count;
 	uint32_t fresh;
 	int64_t cool_down;
+
+	/* In the index; at `sweep_at` they are looked through. */
+	uint32_t tombstones;
+	uint32_t sweep_at;
 
 	/* The load in which each slot was last seen. */
 	uint32_t *seen;
@@ -120,6 +124,11 @@ static void read_key(const struct segment_writer *writer, uint32_t slot, struct 
 
 /* ---- the index -------------------------------------------------------------------------- */
 
+static bool index_holds(uint64_t value)
+{
+	return value != CBSHM_BUCKET_EMPTY && value != CBSHM_BUCKET_TOMBSTONE;
+}
+
 static void index_add(struct segment_writer *writer, const struct name_key *key, uint32_t slot)
 {
 	uint64_t *index = segment_index(&writer->file.view);
@@ -131,8 +140,9 @@ static void index_add(struct segment_writer *writer, const struct name_key *key,
 		uint64_t *at = &index[((uint32_t)hash + i) & mask];
 		uint64_t value = word_load(at);
 
-		if (value == CBSHM_BUCKET_EMPTY || value == CBSHM_BUCKET_TOMBSTONE) {
+		if (!index_holds(value)) {
 			word_store(at, bucket); /* pairs with the load in index_find() */
+			writer->tombstones -= value == CBSHM_BUCKET_TOMBSTONE;
 			return;
 		}
 	}
@@ -145,10 +155,58 @@ static void index_clear(struct segment_writer *writer, uint32_t bucket)
 	uint32_t mask = writer->file.view.layout.index_size - 1;
 
 	word_store(&index[bucket], CBSHM_BUCKET_TOMBSTONE);
+	writer->tombstones++;
 	if (word_load(&index[(bucket + 1) & mask]) != CBSHM_BUCKET_EMPTY)
 		return;
-	for (; word_load(&index[bucket]) == CBSHM_BUCKET_TOMBSTONE; bucket = (bucket - 1) & mask)
+	for (; word_load(&index[bucket]) == CBSHM_BUCKET_TOMBSTONE; bucket = (bucket - 1) & mask) {
 		word_store(&index[bucket], CBSHM_BUCKET_EMPTY);
+		writer->tombstones--;
+	}
+}
+
+/* Marks the buckets that the searches for live breakers go over, the last one left out. */
+static void index_mark_ways(const struct segment_writer *writer, bool *ways)
+{
+	const uint64_t *index = segment_index(&writer->file.view);
+	uint32_t size = writer->file.view.layout.index_size;
+
+	for (uint32_t bucket = 0; bucket < size; bucket++) {
+		uint64_t value = word_load(&index[bucket]);
+		struct name_key key;
+
+		if (!index_holds(value))
+			continue;
+		read_key(writer, (uint32_t)value - 1, &key);
+		uint32_t at = (uint32_t)index_hash(&writer->file.view, &key) & (size - 1);
+		for (; at != bucket; at = (at + 1) & (size - 1))
+			ways[at] = true;
+	}
+}
+
+/*
+ * Makes the tombstones empty that are on no live breaker's way. Since inserting takes the first one on its way, ways
+ * are short and most tombstones go. It costs one hash for each breaker, once for every so many removals.
+ */
+static void index_sweep(struct segment_writer *writer)
+{
+	uint64_t *index = segment_index(&writer->file.view);
+	uint32_t size = writer->file.view.layout.index_size;
+	bool *ways = calloc(size, sizeof(*ways));
+
+	if (ways) {
+		index_mark_ways(writer, ways);
+		writer->tombstones = 0;
+		for (uint32_t bucket = 0; bucket < size; bucket++) {
+			if (word_load(&index[bucket]) != CBSHM_BUCKET_TOMBSTONE)
+				continue;
+			if (ways[bucket])
+				writer->tombstones++;
+			else
+				word_store(&index[bucket], CBSHM_BUCKET_EMPTY);
+		}
+		free(ways);
+	}
+	writer->sweep_at = writer->tombstones + size / 8; /* without memory: the next time */
 }
 
 /* Tells those who wait for a name that one has come. */
@@ -226,6 +284,8 @@ static void slot_free(struct segment_writer *writer, uint32_t slot, uint32_t buc
 	/* The name is written after this fence: see index_slot_name(). */
 	latch_fence_release();
 	index_clear(writer, bucket);
+	if (writer->tombstones >= writer->sweep_at)
+		index_sweep(writer);
 	slot_rest(writer, slot, clock_ns(CLOCK_MONOTONIC));
 	writer->breakers--;
 	word_store(&header_of(writer)->breakers, writer->breakers);
@@ -273,6 +333,8 @@ static int writer_allocate(struct segment_writer *writer, uint32_t capacity)
 	writer->resting = resting;
 	writer->seen = seen;
 	writer->resting_first = writer->resting_count = writer->fresh = writer->breakers = 0;
+	writer->tombstones = 0;
+	writer->sweep_at = capacity / 4;
 	return 0;
 }
 
@@ -349,7 +411,7 @@ static void recover_buckets(struct segment_writer *writer)
 		struct index_hit hit;
 		struct name_key key;
 
-		if (value == CBSHM_BUCKET_EMPTY || value == CBSHM_BUCKET_TOMBSTONE)
+		if (!index_holds(value))
 			continue;
 		if (slot < segment_allocated(view) && is_live(writer, slot)) {
 			read_key(writer, slot, &key);
@@ -417,6 +479,7 @@ static int take_over(struct segment_writer *writer, const struct segment_message
 	writer->generation = newest_generation(writer);
 	recover_slots(writer);
 	recover_index(writer);
+	index_sweep(writer);
 	if (writer->generation < CBSHM_GENERATION_MAX)
 		writer->generation++;
 	index_announce(writer);
