@@ -126,14 +126,16 @@ static int take_change(const char *word, bool fleet, struct changes *changes)
 	const struct key *key = find_key(word, length, &near);
 	const char *wrong;
 
+	if (key == NULL && near.best[0] != '\0')
+		return fail_usage(&command_policy,
+				  "\"%.*s\" is no key of a policy; did you mean %s?", (int)length,
+				  word, near.best);
 	if (key == NULL)
-		return fail_usage(
-			&command_policy,
-			"\"%.*s\" is no key of a policy%s%s; the keys are drift_threshold, "
-			"failure_threshold, schema_error_threshold, default_ttl and "
-			"auto_recover",
-			(int)length, word, near.best[0] != '\0' ? "; did you mean " : "",
-			near.best);
+		return fail_usage(&command_policy,
+				  "\"%.*s\" is no key of a policy: drift_threshold, "
+				  "failure_threshold, schema_error_threshold, default_ttl or "
+				  "auto_recover",
+				  (int)length, word);
 	if (equals == NULL)
 		return fail_usage(&command_policy, "%s needs a value: %s=VALUE", key->name,
 				  key->name);
@@ -159,7 +161,7 @@ static int take_change(const char *word, bool fleet, struct changes *changes)
 
 static void print_policy(const char *name, const struct cbshm_policy *policy)
 {
-	char ttl[64] = "never (only a person ends an opening)";
+	char ttl[64] = "never";
 
 	if (output_is_json()) {
 		cJSON *document = json_object(NULL, NULL);
@@ -170,7 +172,7 @@ static void print_policy(const char *name, const struct cbshm_policy *policy)
 		return;
 	}
 	if (policy->default_ttl_us > 0)
-		duration_format(policy->default_ttl_us, ttl, sizeof(ttl));
+		duration_write(policy->default_ttl_us, ttl, sizeof(ttl));
 	printf("%s\n", name != NULL ? clean(name) : "The fleet's defaults");
 	printf("  drift_threshold         %g\n", policy->drift_threshold);
 	printf("  failure_threshold       %u\n", policy->failure_threshold);

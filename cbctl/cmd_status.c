@@ -143,7 +143,7 @@ static void print_policy(const struct cbshm_policy *policy)
 	char ttl[64] = "never";
 
 	if (policy->default_ttl_us > 0)
-		duration_format(policy->default_ttl_us, ttl, sizeof(ttl));
+		duration_write(policy->default_ttl_us, ttl, sizeof(ttl));
 	printf("  policy    drift > %g counts, %u in a row trip; %u schema errors trip; ends after "
 	       "%s%s\n",
 	       policy->drift_threshold, policy->failure_threshold, policy->schema_error_threshold,

@@ -371,8 +371,8 @@ void json_number(cJSON *object, const char *name, double value)
 		add(object, name, cJSON_CreateNull());
 		return;
 	}
-	/* The shortest text that reads back as the same number. */
-	for (int digits = 1; digits <= 17; digits++) {
+	/* As few digits as read back as the same number. */
+	for (int digits = 15; digits <= 17; digits++) {
 		const char *text = formatted("%.*g", digits, value);
 
 		if (digits == 17 || strtod(text, NULL) == value) {

@@ -64,7 +64,7 @@ void suggestion_consider(struct suggestion *suggestion, const char *candidate)
 	if (d >= (int)strlen(candidate))
 		return;
 	if (length >= 3 && strncmp(candidate, suggestion->word, length) == 0)
-		d = least(d, 2);
+		d = least(d, 1);
 	if (d >= suggestion->distance)
 		return;
 	suggestion->distance = d;

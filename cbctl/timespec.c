@@ -120,6 +120,28 @@ void duration_format(int64_t us, char *text, size_t size)
 		snprintf(text, size, "%lld %s", major, names[i].name);
 }
 
+void duration_write(int64_t us, char *text, size_t size)
+{
+	static const struct unit whole[] = {{"d", DAY}, {"h", HOUR}, {"m", MINUTE}};
+	char fraction[8] = "";
+	size_t used = 0;
+
+	if (us % SECOND != 0) {
+		snprintf(fraction, sizeof(fraction), ".%06u", (unsigned)(us % SECOND) % 1000000);
+		for (size_t i = strlen(fraction); fraction[i - 1] == '0'; i--)
+			fraction[i - 1] = '\0';
+	}
+	text[0] = '\0';
+	for (size_t i = 0; i < sizeof(whole) / sizeof(*whole); i++) {
+		if (us >= whole[i].us && used < size)
+			used += (size_t)snprintf(text + used, size - used, "%lld%s",
+						 (long long)(us / whole[i].us), whole[i].name);
+		us %= whole[i].us;
+	}
+	if ((us > 0 || used == 0) && used < size)
+		snprintf(text + used, size - used, "%lld%ss", (long long)(us / SECOND), fraction);
+}
+
 void time_format(int64_t us, char *text, size_t size)
 {
 	const time_t seconds = (time_t)((us - ((us % SECOND) + SECOND) % SECOND) / SECOND);

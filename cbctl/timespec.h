@@ -27,6 +27,9 @@ const char *until_parse(const char *text, int64_t now, int64_t *microseconds);
 /* "23 h 59 min", "45 s": the two largest units, rounded down. */
 void duration_format(int64_t microseconds, char *text, size_t size);
 
+/* "1d", "1h30m", "0.5s": exactly, as duration_parse() reads it. */
+void duration_write(int64_t microseconds, char *text, size_t size);
+
 /* "2030-01-31 19:00:00 CET": the time in the local zone ($TZ). */
 void time_format(int64_t microseconds, char *text, size_t size);
 

@@ -1,0 +1,1027 @@
+/*
+ * test_client.c - the write side of the library, against a server that misbehaves on command
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * The server is a thread of this program. What it is to do with each message stands in a script, and what it
+ * got is kept; so every place at which a connection can be lost can be tried.
+ */
+#include "config.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <locale.h>
+#include <math.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cjson/cJSON.h>
+
+#include "cbshm.h"
+#include "tests/support/tap.h"
+
+#define CONNECTIONS 64
+#define MESSAGES    4096
+
+enum action {
+	REPLY,           /* the text */
+	REPLY_AND_CLOSE, /* the text, then the end of the connection */
+	CLOSE,           /* read, and close without a word */
+	SILENCE,         /* read, and nothing */
+	GREET_AND_CLOSE, /* at the door: the text, without reading anything */
+	CLOSE_AT_DOOR,   /* at the door: nothing */
+};
+
+struct step {
+	enum action action;
+	const char *text;
+};
+
+struct connection {
+	int fd;
+	char *text;
+	size_t used;
+};
+
+static struct {
+	char directory[64], path[96];
+	int listener, stop[2];
+	pthread_t thread;
+	const struct step *script; /* the last step stays */
+	int steps;
+	_Atomic int step, accepted, received;
+	char *messages[MESSAGES];
+	struct connection connections[CONNECTIONS];
+} server;
+
+/* ---- the server ------------------------------------------------------------------------- */
+
+static const struct step *current(void)
+{
+	const int step = server.step;
+
+	return &server.script[step < server.steps ? step : server.steps - 1];
+}
+
+static void hang_up(struct connection *connection)
+{
+	close(connection->fd);
+	free(connection->text);
+	memset(connection, 0, sizeof(*connection));
+	connection->fd = -1;
+}
+
+static void say(int fd, const char *text)
+{
+	size_t left = strlen(text) + 1;
+
+	while (left > 0) {
+		const ssize_t n = send(fd, text, left, MSG_NOSIGNAL);
+
+		if (n <= 0)
+			return;
+		text += n;
+		left -= (size_t)n;
+	}
+}
+
+static void act(struct connection *connection)
+{
+	const struct step *step = current();
+
+	if (server.received < MESSAGES)
+		server.messages[server.received++] = strdup(connection->text);
+	server.step++;
+	if (step->action == REPLY || step->action == REPLY_AND_CLOSE)
+		say(connection->fd, step->text);
+	if (step->action == CLOSE || step->action == REPLY_AND_CLOSE)
+		hang_up(connection);
+}
+
+static void serve(struct connection *connection)
+{
+	char text[65536];
+	const ssize_t n = recv(connection->fd, text, sizeof(text), 0);
+
+	if (n <= 0) {
+		hang_up(connection);
+		return;
+	}
+	connection->text = realloc(connection->text, connection->used + (size_t)n);
+	memcpy(connection->text + connection->used, text, (size_t)n);
+	connection->used += (size_t)n;
+	if (connection->text[connection->used - 1] != '\0')
+		return;
+	connection->used = 0;
+	act(connection);
+}
+
+static void welcome(void)
+{
+	const int fd = accept(server.listener, NULL, NULL);
+	const struct step *step = current();
+
+	if (fd < 0)
+		return;
+	server.accepted++;
+	if (step->action == GREET_AND_CLOSE || step->action == CLOSE_AT_DOOR) {
+		server.step++;
+		if (step->action == GREET_AND_CLOSE)
+			say(fd, step->text);
+		close(fd);
+		return;
+	}
+	for (int i = 0; i < CONNECTIONS; i++) {
+		if (server.connections[i].fd < 0) {
+			server.connections[i].fd = fd;
+			return;
+		}
+	}
+	close(fd);
+}
+
+static void *run_server(void *arg)
+{
+	struct pollfd fds[CONNECTIONS + 2];
+
+	for (;;) {
+		for (int i = 0; i < CONNECTIONS; i++)
+			fds[i] = (struct pollfd){.fd = server.connections[i].fd, .events = POLLIN};
+		fds[CONNECTIONS] = (struct pollfd){.fd = server.listener, .events = POLLIN};
+		fds[CONNECTIONS + 1] = (struct pollfd){.fd = server.stop[0], .events = POLLIN};
+		poll(fds, CONNECTIONS + 2, -1);
+		if (fds[CONNECTIONS + 1].revents)
+			return arg;
+		for (int i = 0; i < CONNECTIONS; i++) {
+			if (fds[i].revents)
+				serve(&server.connections[i]);
+		}
+		if (fds[CONNECTIONS].revents)
+			welcome();
+	}
+}
+
+static int listen_at(const char *path)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	unlink(path);
+	memcpy(address.sun_path, path, strlen(path) + 1);
+	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 64) < 0) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static void server_begin(const struct step *script, int steps)
+{
+	memset(server.messages, 0, sizeof(server.messages));
+	server.script = script;
+	server.steps = steps;
+	server.step = server.accepted = server.received = 0;
+	for (int i = 0; i < CONNECTIONS; i++)
+		server.connections[i] = (struct connection){.fd = -1};
+	server.listener = listen_at(server.path);
+	CU_ASSERT_TRUE_FATAL(server.listener >= 0);
+	CU_ASSERT_EQUAL_FATAL(pipe(server.stop), 0);
+	CU_ASSERT_EQUAL_FATAL(pthread_create(&server.thread, NULL, run_server, NULL), 0);
+}
+
+static void server_end(void)
+{
+	CU_ASSERT_EQUAL(write(server.stop[1], "", 1), 1);
+	pthread_join(server.thread, NULL);
+	for (int i = 0; i < CONNECTIONS; i++) {
+		if (server.connections[i].fd >= 0)
+			hang_up(&server.connections[i]);
+	}
+	for (int i = 0; i < server.received; i++)
+		free(server.messages[i]);
+	close(server.listener);
+	close(server.stop[0]);
+	close(server.stop[1]);
+	unlink(server.path);
+}
+
+#define SERVE(...)                                         \
+	static const struct step script[] = {__VA_ARGS__}; \
+	server_begin(script, (int)(sizeof(script) / sizeof(*script)))
+
+/* ---- the client ------------------------------------------------------------------------- */
+
+static struct cbshm *client_at(const char *path)
+{
+	struct cbshm_options options = {
+		.size = sizeof(options), .segment = "/cbshm-test-none", .socket = path};
+	struct cbshm *client = NULL;
+
+	CU_ASSERT_EQUAL_FATAL(cbshm_open(&options, &client), 0);
+	return client;
+}
+
+static int64_t now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static int open_files(void)
+{
+	DIR *directory = opendir("/proc/self/fd");
+	int count = 0;
+
+	while (readdir(directory) != NULL)
+		count++;
+	closedir(directory);
+	return count;
+}
+
+/* A parameter of a received message; the caller deletes *root. */
+static const cJSON *sent(int message, const char *name, cJSON **root)
+{
+	*root = server.messages[message] != NULL ? cJSON_Parse(server.messages[message]) : NULL;
+	return cJSON_GetObjectItem(cJSON_GetObjectItem(*root, "parameters"), name);
+}
+
+static char *sent_text(int message, const char *name)
+{
+	cJSON *root;
+	const char *text = cJSON_GetStringValue(sent(message, name, &root));
+	char *copy = strdup(text != NULL ? text : "");
+
+	cJSON_Delete(root);
+	return copy;
+}
+
+static double sent_number(int message, const char *name)
+{
+	cJSON *root;
+	const cJSON *item = sent(message, name, &root);
+	const double value = cJSON_IsNumber(item) ? item->valuedouble : NAN;
+
+	cJSON_Delete(root);
+	return value;
+}
+
+static void expect_in(const char *text, const char *part)
+{
+	CU_ASSERT_PTR_NOT_NULL(strstr(text, part));
+	if (strstr(text, part) == NULL)
+		tap_note("\"%s\" is not in: %s", part, text);
+}
+
+/* ---- what is sent ----------------------------------------------------------------------- */
+
+#define NO_INCIDENT "{\"parameters\":{\"incident\":null}}"
+#define CHANGED     "{\"parameters\":{\"changed\":true}}"
+#define UUID        "0e7a8b4e-92f6-4e2a-8a43-2f9c5c3c1d11"
+#define INCIDENT                                                                         \
+	"{\"id\":\"" UUID "\",\"breaker\":\"b\",\"timestamp\":\"2026-11-23T21:00:00Z\"," \
+	"\"reason\":\"r\",\"severity\":\"P1\",\"drift_score\":0.25,\"sample_count\":7,"  \
+	"\"details\":{\"a\":[1,\"x\"]},\"resolved\":false,\"resolved_at\":null,"         \
+	"\"resolved_by\":null,\"resolution_notes\":null,\"alert_sent\":false,"           \
+	"\"alert_sent_at\":null}"
+
+static void test_report(void)
+{
+	SERVE({REPLY, NO_INCIDENT}, {REPLY, "{\"parameters\":{\"incident\":" INCIDENT "}}"},
+	      {REPLY, "{\"parameters\":{}}"});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_call call = {.timeout_ms = 2000, .message = "old"};
+	char tripped[CBSHM_UUID_SIZE] = "x";
+	const double score = nextafter(0.2, 1);
+
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "caf\u00e9", score, INT64_C(9007199254740991),
+					   "{\"a\": \"\\u00e9\\n\"}", &call, tripped),
+			0);
+	CU_ASSERT_STRING_EQUAL(tripped, "");
+	CU_ASSERT_STRING_EQUAL(call.message, "");
+	expect_in(server.messages[0], "\"method\":\"io.cbshm.ReportDrift\"");
+	expect_in(server.messages[0], "\"sample_count\":9007199254740991");
+	expect_in(server.messages[0], "\"details\":{\"a\":\"\u00e9\\n\"}");
+	CU_ASSERT_TRUE(sent_number(0, "drift_score") == score);
+	CU_ASSERT_TRUE(sent_number(0, "timeout_ms") > 1500 && sent_number(0, "timeout_ms") <= 2000);
+
+	CU_ASSERT_EQUAL(cbshm_report_schema_error(client, "b", 0, NULL, NULL, tripped), 0);
+	CU_ASSERT_STRING_EQUAL(tripped, UUID);
+	expect_in(server.messages[1], "\"method\":\"io.cbshm.ReportSchemaError\"");
+	CU_ASSERT_TRUE(sent_number(1, "count") == 0);
+	CU_ASSERT_EQUAL(cbshm_report_schema_error(client, "b", 1, NULL, NULL, NULL), 0);
+	CU_ASSERT_EQUAL(server.accepted, 1);
+	cbshm_close(client);
+	server_end();
+}
+
+#define POLICY                                                                           \
+	"{\"drift_threshold\":0.3,\"failure_threshold\":4,\"schema_error_threshold\":6," \
+	"\"default_ttl_seconds\":0.5,\"auto_recover\":false}"
+
+/* A program may have set a locale that writes 0,25. */
+static void test_locale(void)
+{
+	static const char *const commas[] = {"de_DE.UTF-8", "fr_FR.UTF-8", "de_DE", "fr_FR"};
+	size_t i = 0;
+
+	while (i < 4 && setlocale(LC_NUMERIC, commas[i]) == NULL)
+		i++;
+	if (i == 4) {
+		tap_skip("no locale with a decimal comma is installed");
+		return;
+	}
+	SERVE({REPLY, "{\"parameters\":{\"policy\":" POLICY "}}"});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_policy policy = {.drift_threshold = 0.25};
+
+	CU_ASSERT_EQUAL(cbshm_set_policy(client, "b", &policy, CBSHM_POLICY_DRIFT_THRESHOLD, 0,
+					 NULL, NULL, &policy),
+			0);
+	setlocale(LC_NUMERIC, "C");
+	expect_in(server.messages[0], "{\"drift_threshold\":0.25}");
+	CU_ASSERT_TRUE(policy.drift_threshold == 0.3);
+	cbshm_close(client);
+	server_end();
+}
+
+static void test_decisions(void)
+{
+	SERVE({REPLY, CHANGED});
+	struct cbshm *client = client_at(server.path);
+	char incident[CBSHM_UUID_SIZE], *text;
+	bool changed = false;
+
+	CU_ASSERT_EQUAL(cbshm_disable(client, "b", "why\n\tnot", "ann", INT64_C(1795467600000001),
+				      0, NULL, &changed, incident),
+			0);
+	CU_ASSERT_TRUE(changed);
+	text = sent_text(0, "until");
+	CU_ASSERT_STRING_EQUAL(text, "2026-11-23T21:00:00.000001Z");
+	free(text);
+	text = sent_text(0, "request_id");
+	CU_ASSERT_EQUAL(strlen(text), 36);
+	free(text);
+	CU_ASSERT_EQUAL(
+		cbshm_disable(client, "b", "r", NULL, CBSHM_UNTIL_NEVER, 0, NULL, NULL, NULL), 0);
+	text = sent_text(1, "until");
+	CU_ASSERT_STRING_EQUAL(text, "never");
+	free(text);
+	CU_ASSERT_PTR_NULL(strstr(server.messages[1], "\"by\""));
+	CU_ASSERT_EQUAL(cbshm_disable(client, "b", "r", NULL, 0, 90000001, NULL, NULL, NULL), 0);
+	CU_ASSERT_TRUE(fabs(sent_number(2, "ttl_seconds") - 90.000001) < 1e-9);
+	CU_ASSERT_PTR_NULL(strstr(server.messages[2], "until"));
+	CU_ASSERT_EQUAL(cbshm_enable(client, "b", NULL, NULL, NULL, NULL), 0);
+	expect_in(server.messages[3], "io.cbshm.Enable");
+	CU_ASSERT_EQUAL(cbshm_reset(client, "b", "ann", "fixed", NULL, &changed), 0);
+	expect_in(server.messages[4], "io.cbshm.Reset");
+	expect_in(server.messages[4], "\"reason\":\"fixed\"");
+	cbshm_close(client);
+	server_end();
+}
+
+static void test_policy(void)
+{
+	SERVE({REPLY, "{\"parameters\":{\"policy\":" POLICY "}}"});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_policy policy = {.drift_threshold = 0.3, .default_ttl_us = 500000}, result;
+
+	CU_ASSERT_EQUAL(cbshm_set_policy(client, "b", &policy,
+					 CBSHM_POLICY_DRIFT_THRESHOLD | CBSHM_POLICY_DEFAULT_TTL,
+					 CBSHM_POLICY_AUTO_RECOVER, "ann", NULL, &result),
+			0);
+	expect_in(server.messages[0], "\"default_ttl_seconds\":0.5}");
+	expect_in(server.messages[0], "\"clear\":[\"auto_recover\"]");
+	CU_ASSERT_EQUAL(result.failure_threshold, 4);
+	CU_ASSERT_EQUAL(result.schema_error_threshold, 6);
+	CU_ASSERT_EQUAL(result.default_ttl_us, 500000);
+	CU_ASSERT_FALSE(result.auto_recover);
+	CU_ASSERT_EQUAL(cbshm_set_policy(client, NULL, NULL, 0, 0, NULL, NULL, &result), 0);
+	CU_ASSERT_PTR_NULL(strstr(server.messages[1], "set\""));
+	CU_ASSERT_PTR_NULL(strstr(server.messages[1], "name"));
+	cbshm_close(client);
+	server_end();
+}
+
+static void test_incidents(void)
+{
+	SERVE({REPLY, "{\"parameters\":{\"incidents\":[" INCIDENT "," INCIDENT "]}}"},
+	      {REPLY, "{\"parameters\":{\"incidents\":[]}}"});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_incident *incidents;
+	size_t count;
+
+	CU_ASSERT_EQUAL(cbshm_get_incidents(client, NULL, true, 0, NULL, &incidents, &count), 0);
+	CU_ASSERT_EQUAL_FATAL(count, 2);
+	CU_ASSERT_STRING_EQUAL(incidents[1].id, UUID);
+	CU_ASSERT_STRING_EQUAL(incidents[1].details, "{\"a\":[1,\"x\"]}");
+	CU_ASSERT_STRING_EQUAL(incidents[1].severity, "P1");
+	CU_ASSERT_EQUAL(incidents[1].timestamp, INT64_C(1795467600000000));
+	CU_ASSERT_EQUAL(incidents[1].resolved_at, CBSHM_NO_TIME);
+	CU_ASSERT_EQUAL(incidents[1].sample_count, 7);
+	CU_ASSERT_TRUE(sent_number(0, "limit") == 10);
+	cbshm_incidents_free(incidents, count);
+	CU_ASSERT_EQUAL(cbshm_get_incidents(client, "b", false, 5, NULL, &incidents, &count), 0);
+	CU_ASSERT_EQUAL(count, 0);
+	CU_ASSERT_PTR_NULL(incidents);
+	cbshm_incidents_free(NULL, 0);
+	cbshm_close(client);
+	server_end();
+}
+
+#define STATE(until, recover)                                                                     \
+	"{\"parameters\":{\"state\":{\"name\":\"b\",\"is_open\":true,\"opened_at\":"              \
+	"\"2026-11-23T21:00:00Z\",\"reason\":\"r\",\"incident_id\":\"" UUID "\","                 \
+	"\"consecutive_failures\":2,\"last_failure_at\":null,\"disabled_until\":" until           \
+	",\"disabled_by\":\"ann\",\"version\":17,\"updated_at\":\"2026-11-23T21:00:00Z\","        \
+	"\"policy\":{\"drift_threshold\":0.3,\"failure_threshold\":4,\"schema_error_threshold\":" \
+	"6,\"default_ttl_seconds\":0.5,\"auto_recover\":" recover "}}}}"
+
+static void test_state(void)
+{
+	SERVE({REPLY, STATE("null", "true")}, {REPLY, STATE("\"2001-01-01T00:00:00Z\"", "true")},
+	      {REPLY, STATE("\"2001-01-01T00:00:00Z\"", "false")},
+	      {REPLY, STATE("\"9001-01-01T00:00:00Z\"", "true")},
+	      {REPLY, "{\"error\":\"io.cbshm.NotFound\",\"parameters\":{\"name\":\"b\",\"message\":"
+		      "\"no such\"}}"});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_state state;
+	struct cbshm_call call = {0};
+
+	CU_ASSERT_EQUAL(cbshm_fetch_state(client, "b", NULL, &state), 0);
+	CU_ASSERT_TRUE(state.disabled && state.row_disabled);
+	CU_ASSERT_EQUAL(state.remaining_us, CBSHM_NO_TIME);
+	CU_ASSERT_EQUAL(state.version, 17);
+	CU_ASSERT_STRING_EQUAL(state.disabled_by, "ann");
+	CU_ASSERT_EQUAL(cbshm_fetch_state(client, "b", NULL, &state), 0);
+	CU_ASSERT_TRUE(!state.disabled && state.row_disabled && state.remaining_us == 0);
+	CU_ASSERT_EQUAL(cbshm_fetch_state(client, "b", NULL, &state), 0);
+	CU_ASSERT_TRUE(state.disabled);
+	CU_ASSERT_EQUAL(cbshm_fetch_state(client, "b", NULL, &state), 0);
+	CU_ASSERT_TRUE(state.disabled && state.remaining_us > 0);
+	CU_ASSERT_EQUAL(cbshm_fetch_state(client, "b", &call, &state), CBSHM_ERR_NOT_FOUND);
+	CU_ASSERT_STRING_EQUAL(call.message, "no such");
+	cbshm_close(client);
+	server_end();
+}
+
+/* ---- what is refused here --------------------------------------------------------------- */
+
+static struct cbshm_call invalid_call;
+
+static void refused(int error, const char *field)
+{
+	CU_ASSERT_EQUAL(error, CBSHM_ERR_INVALID);
+	expect_in(invalid_call.message, field);
+	memset(&invalid_call, 0, sizeof(invalid_call));
+}
+
+#define DRIFT(name, score, samples, details) \
+	cbshm_report_drift(client, name, score, samples, details, &invalid_call, NULL)
+#define DISABLE(reason, by, until, for_us) \
+	cbshm_disable(client, "b", reason, by, until, for_us, &invalid_call, NULL, NULL)
+
+static void refuse_reports(struct cbshm *client)
+{
+	static char deep[256], large[40000], name[130];
+
+	memset(name, 'n', 129);
+	refused(DRIFT(NULL, 0.5, 1, NULL), "name");
+	refused(DRIFT("", 0.5, 1, NULL), "name");
+	refused(DRIFT(name, 0.5, 1, NULL), "name");
+	refused(DRIFT("a\nb", 0.5, 1, NULL), "name");
+	refused(DRIFT("a\xff", 0.5, 1, NULL), "name");
+	refused(DRIFT("a\xc2\x85", 0.5, 1, NULL), "name");
+	refused(DRIFT("b", -0.1, 1, NULL), "score");
+	refused(DRIFT("b", 1.0000001, 1, NULL), "score");
+	refused(DRIFT("b", NAN, 1, NULL), "score");
+	refused(DRIFT("b", INFINITY, 1, NULL), "score");
+	refused(DRIFT("b", 0.5, 0, NULL), "samples");
+	refused(DRIFT("b", 0.5, INT64_MAX, NULL), "samples");
+	refused(DRIFT("b", 0.5, 1, ""), "details");
+	refused(DRIFT("b", 0.5, 1, "{"), "details");
+	refused(DRIFT("b", 0.5, 1, "[]"), "details");
+	refused(DRIFT("b", 0.5, 1, "{} x"), "details");
+	refused(DRIFT("b", 0.5, 1, "{\"a\":\"\xff\"}"), "details");
+	refused(DRIFT("b", 0.5, 1, "{\"a\":\"\\u0000\"}"), "details");
+	refused(DRIFT("b", 0.5, 1, "{\"a\":1e999}"), "details");
+	for (int i = 0; i < 80; i++)
+		strcat(deep, i == 0 ? "{\"a\":" : "[");
+	for (int i = 0; i < 80; i++)
+		strcat(deep, i < 79 ? "]" : "}");
+	refused(DRIFT("b", 0.5, 1, deep), "details");
+	memset(large, ' ', sizeof(large) - 1);
+	large[0] = '{';
+	large[32768] = '}';
+	large[32769] = '\0';
+	refused(DRIFT("b", 0.5, 1, large), "details");
+	refused(cbshm_report_schema_error(client, "b", -1, NULL, &invalid_call, NULL), "count");
+	invalid_call.timeout_ms = -1;
+	refused(DRIFT("b", 0.5, 1, NULL), "timeout_ms");
+	invalid_call.timeout_ms = 3600001;
+	refused(DRIFT("b", 0.5, 1, NULL), "timeout_ms");
+}
+
+static void refuse_decisions(struct cbshm *client)
+{
+	static char reason[1026], by[130];
+	struct cbshm_incident *incidents;
+	size_t count;
+
+	memset(reason, 'r', 1025);
+	memset(by, 'b', 129);
+	refused(DISABLE(NULL, NULL, 0, 0), "reason");
+	refused(DISABLE("", NULL, 0, 0), "reason");
+	refused(DISABLE(reason, NULL, 0, 0), "reason");
+	refused(DISABLE("\x1b[31m", NULL, 0, 0), "reason");
+	refused(DISABLE("\xc3", NULL, 0, 0), "reason");
+	refused(DISABLE("r", "", 0, 0), "by");
+	refused(DISABLE("r", by, 0, 0), "by");
+	refused(DISABLE("r", "a\nb", 0, 0), "by");
+	refused(DISABLE("r", NULL, -1, 0), "until");
+	refused(DISABLE("r", NULL, INT64_MAX - 1, 0), "until");
+	refused(DISABLE("r", NULL, 0, -1), "for_us");
+	refused(DISABLE("r", NULL, 0, INT64_MAX), "for_us");
+	refused(DISABLE("r", NULL, 1, 1), "exclude");
+	refused(cbshm_enable(client, "b", "\x01", NULL, &invalid_call, NULL), "by");
+	refused(cbshm_enable(client, "b", NULL, "", &invalid_call, NULL), "reason");
+	refused(cbshm_get_incidents(client, "b", false, 1001, &invalid_call, &incidents, &count),
+		"limit");
+	CU_ASSERT_PTR_NULL(incidents);
+}
+
+static void refuse_policies(struct cbshm *client)
+{
+	struct cbshm_policy policy = {.drift_threshold = 2, .default_ttl_us = -1};
+
+#define SET(name, set, clear) \
+	cbshm_set_policy(client, name, &policy, set, clear, NULL, &invalid_call, NULL)
+	refused(SET("b", CBSHM_POLICY_DRIFT_THRESHOLD, 0), "drift_threshold");
+	refused(SET("b", CBSHM_POLICY_FAILURE_THRESHOLD, 0), "failure_threshold");
+	refused(SET("b", CBSHM_POLICY_SCHEMA_ERROR_THRESHOLD, 0), "schema_error_threshold");
+	refused(SET("b", CBSHM_POLICY_DEFAULT_TTL, 0), "default_ttl_us");
+	refused(SET("b", 0x20, 0), "set and clear");
+	refused(SET("b", 1, 1), "set and clear");
+	refused(SET(NULL, 0, 1), "fleet");
+	refused(cbshm_set_policy(client, "b", NULL, 1, 0, NULL, &invalid_call, NULL), "policy");
+}
+
+static void test_invalid(void)
+{
+	SERVE({REPLY, CHANGED});
+	struct cbshm *client = client_at(server.path);
+
+	refuse_reports(client);
+	refuse_decisions(client);
+	refuse_policies(client);
+	CU_ASSERT_EQUAL(server.accepted, 0);
+	cbshm_close(client);
+	server_end();
+}
+
+/* ---- what the agent answers ------------------------------------------------------------- */
+
+static void test_errors(void)
+{
+#define ERROR(name) {REPLY, "{\"error\":\"" name "\",\"parameters\":{\"message\":\"so it is\"}}"}
+	SERVE(ERROR("io.cbshm.InvalidArgument"), ERROR("io.cbshm.NotFound"),
+	      ERROR("io.cbshm.PermissionDenied"), ERROR("io.cbshm.DatabaseUnavailable"),
+	      ERROR("io.cbshm.Busy"), ERROR("io.cbshm.Timeout"), ERROR("io.cbshm.LimitExceeded"),
+	      ERROR("io.cbshm.DatabaseError"), ERROR("io.cbshm.OutcomeUnknown"));
+	static const int expected[] = {
+		CBSHM_ERR_INVALID,       CBSHM_ERR_NOT_FOUND, CBSHM_ERR_DENIED,
+		CBSHM_ERR_DATABASE_DOWN, CBSHM_ERR_BUSY,      CBSHM_ERR_TIMEOUT,
+		CBSHM_ERR_REFUSED,       CBSHM_ERR_REFUSED,   CBSHM_ERR_UNKNOWN};
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_call call = {0};
+
+	for (size_t i = 0; i < sizeof(expected) / sizeof(*expected); i++) {
+		CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, &call, NULL),
+				expected[i]);
+		expect_in(call.message, "so it is");
+	}
+	CU_ASSERT_EQUAL(server.accepted, 1);
+	cbshm_close(client);
+	server_end();
+}
+
+/* A long message is cut, but never within a character. */
+static void test_long_message(void)
+{
+	static char text[2000] = "{\"error\":\"io.cbshm.Busy\",\"parameters\":{\"message\":\"a";
+	static struct step script[] = {{REPLY, text}};
+	struct cbshm_call call = {0};
+
+	for (int i = 0; i < 400; i++)
+		strcat(text, "\u00e9");
+	strcat(text, "\"}}");
+	server_begin(script, 1);
+	struct cbshm *client = client_at(server.path);
+
+	CU_ASSERT_EQUAL(cbshm_enable(client, "b", NULL, NULL, &call, NULL), CBSHM_ERR_BUSY);
+	CU_ASSERT_EQUAL(strlen(call.message), 255);
+	CU_ASSERT_STRING_EQUAL(call.message + 253, "\u00e9");
+	cbshm_close(client);
+	server_end();
+}
+
+static void test_nonsense(void)
+{
+	static const char *const replies[] = {
+		"",
+		"x",
+		"[]",
+		"null",
+		"{\"error\":7}",
+		"{\"parameters\":{\"incident\":7}}",
+		"{\"parameters\":{\"incident\":{}}}",
+		"{\"parameters\":{\"incident\":{\"id\":7}}}",
+		"{\"parameters\":{\"incident\":{\"id\":\"" UUID UUID "\"}}}",
+		"{\"error\":\"io.cbshm.Malformed\",\"parameters\":{\"message\":\"m\"}}",
+		"{\"error\":\"org.varlink.service.MethodNotFound\",\"parameters\":{\"method\":"
+		"\"m\"}}",
+		"{\"error\":\"\"}",
+		"{\"parameters\":{\"incident\":null}} x",
+	};
+	struct step script = {REPLY, NULL};
+
+	for (size_t i = 0; i < sizeof(replies) / sizeof(*replies); i++) {
+		struct cbshm_call call = {0};
+		int error;
+
+		script.text = replies[i];
+		server_begin(&script, 1);
+		struct cbshm *client = client_at(server.path);
+
+		/* A report that may have been applied, and an answer that nobody understands. */
+		error = cbshm_report_drift(client, "b", 0.5, 1, NULL, &call, NULL);
+		CU_ASSERT_TRUE(error == CBSHM_ERR_PROTOCOL || error == CBSHM_ERR_UNKNOWN);
+		CU_ASSERT_TRUE(call.message[0] != '\0');
+		cbshm_close(client);
+		server_end();
+	}
+}
+
+/* ---- lost connections ------------------------------------------------------------------- */
+
+static void test_report_lost(void)
+{
+	SERVE({CLOSE, NULL});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_call call = {0};
+
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, &call, NULL),
+			CBSHM_ERR_UNKNOWN);
+	expect_in(call.message, "lost");
+	CU_ASSERT_EQUAL(server.received, 1);
+	cbshm_close(client);
+	server_end();
+}
+
+static void test_disable_repeated(void)
+{
+	SERVE({CLOSE, NULL}, {REPLY, CHANGED});
+	struct cbshm *client = client_at(server.path);
+	char *first, *second;
+	bool changed = false;
+
+	CU_ASSERT_EQUAL(cbshm_disable(client, "b", "r", NULL, 0, 0, NULL, &changed, NULL), 0);
+	CU_ASSERT_TRUE(changed);
+	CU_ASSERT_EQUAL(server.received, 2);
+	first = sent_text(0, "request_id");
+	second = sent_text(1, "request_id");
+	CU_ASSERT_STRING_EQUAL(first, second);
+	CU_ASSERT_TRUE(sent_number(1, "timeout_ms") <= sent_number(0, "timeout_ms"));
+	free(first);
+	free(second);
+	/* Another call is another request. */
+	CU_ASSERT_EQUAL(cbshm_disable(client, "b", "r", NULL, 0, 0, NULL, &changed, NULL), 0);
+	first = sent_text(1, "request_id");
+	second = sent_text(2, "request_id");
+	CU_ASSERT_STRING_NOT_EQUAL(first, second);
+	free(first);
+	free(second);
+	cbshm_close(client);
+	server_end();
+}
+
+static void test_disable_lost_twice(void)
+{
+	SERVE({CLOSE, NULL});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_call call = {0};
+
+	CU_ASSERT_EQUAL(cbshm_enable(client, "b", NULL, NULL, &call, NULL), CBSHM_ERR_UNKNOWN);
+	CU_ASSERT_EQUAL(server.received, 2);
+	cbshm_close(client);
+	server_end();
+}
+
+/* "Nothing was applied" in the second answer says nothing about the first attempt. */
+static void test_unknown_stays_unknown(void)
+{
+	SERVE({REPLY, "{\"error\":\"io.cbshm.OutcomeUnknown\",\"parameters\":{\"message\":\"?\"}}"},
+	      {REPLY, "{\"error\":\"io.cbshm.DatabaseUnavailable\",\"parameters\":{\"message\":"
+		      "\"gone\"}}"});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_call call = {0};
+
+	CU_ASSERT_EQUAL(cbshm_enable(client, "b", NULL, NULL, &call, NULL), CBSHM_ERR_UNKNOWN);
+	expect_in(call.message, "gone");
+	CU_ASSERT_EQUAL(server.received, 2);
+	cbshm_close(client);
+	server_end();
+}
+
+/* The agent is restarted between two calls: nobody notices. */
+static void test_closed_while_idle(void)
+{
+	SERVE({REPLY_AND_CLOSE, NO_INCIDENT});
+	struct cbshm *client = client_at(server.path);
+
+	for (int i = 1; i <= 3; i++) {
+		CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
+		CU_ASSERT_EQUAL(server.accepted, i);
+		poll(NULL, 0, 20);
+	}
+	CU_ASSERT_EQUAL(server.received, 3);
+	cbshm_close(client);
+	server_end();
+}
+
+static void test_turned_away(void)
+{
+	SERVE({GREET_AND_CLOSE,
+	       "{\"error\":\"io.cbshm.LimitExceeded\",\"parameters\":{\"message\":\"full\"}}"});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_call call = {0};
+
+	for (int i = 0; i < 20; i++) {
+		CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, &call, NULL),
+				CBSHM_ERR_REFUSED);
+		CU_ASSERT_STRING_EQUAL(call.message, "full");
+	}
+	cbshm_close(client);
+	server_end();
+}
+
+static void test_reads_lost(void)
+{
+	SERVE({CLOSE, NULL});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_state state;
+
+	CU_ASSERT_EQUAL(cbshm_fetch_state(client, "b", NULL, &state), CBSHM_ERR_AGENT_DOWN);
+	cbshm_close(client);
+	server_end();
+}
+
+static void test_deadlines(void)
+{
+	SERVE({SILENCE, NULL});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_call call = {.timeout_ms = 200};
+	struct cbshm_state state;
+	int64_t begun = now_ms(), took;
+
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, &call, NULL),
+			CBSHM_ERR_UNKNOWN);
+	took = now_ms() - begun;
+	CU_ASSERT_TRUE(took >= 195 && took < 2000);
+	CU_ASSERT_TRUE(sent_number(0, "timeout_ms") <= 200);
+	CU_ASSERT_EQUAL(cbshm_fetch_state(client, "b", &call, &state), CBSHM_ERR_TIMEOUT);
+	begun = now_ms();
+	CU_ASSERT_EQUAL(cbshm_enable(client, "b", NULL, NULL, &call, NULL), CBSHM_ERR_UNKNOWN);
+	CU_ASSERT_TRUE(now_ms() - begun < 2000);
+	cbshm_close(client);
+	server_end();
+}
+
+static void test_no_agent(void)
+{
+	char path[200];
+	struct cbshm_call call = {0};
+	struct cbshm *client = client_at(server.path);
+	int64_t begun = now_ms();
+	int fd;
+
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, &call, NULL),
+			CBSHM_ERR_AGENT_DOWN);
+	expect_in(call.message, server.path);
+	expect_in(call.message, "no such file");
+	expect_in(call.message, "systemctl status cbagent");
+	/* A socket that a dead agent left behind. */
+	fd = listen_at(server.path);
+	close(fd);
+	CU_ASSERT_EQUAL(cbshm_enable(client, "b", NULL, NULL, &call, NULL), CBSHM_ERR_AGENT_DOWN);
+	expect_in(call.message, "connection refused");
+	CU_ASSERT_TRUE(now_ms() - begun < 1000);
+	cbshm_close(client);
+	unlink(server.path);
+
+	memset(path, 'p', sizeof(path) - 1);
+	path[0] = '/';
+	path[sizeof(path) - 1] = '\0';
+	struct cbshm_options options = {.size = sizeof(options), .socket = path};
+	if (cbshm_open(&options, &client) == 0) {
+		CU_ASSERT_EQUAL(cbshm_enable(client, "b", NULL, NULL, &call, NULL),
+				CBSHM_ERR_INVALID);
+		expect_in(call.message, "socket");
+		cbshm_close(client);
+	}
+}
+
+/* The backlog is full and nobody accepts. */
+static void test_backlog(void)
+{
+	const int listener = listen_at(server.path);
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct cbshm_call call = {.timeout_ms = 100};
+	int fds[8], count = 0;
+
+	CU_ASSERT_EQUAL(listen(listener, 1), 0);
+	memcpy(address.sun_path, server.path, strlen(server.path) + 1);
+	for (; count < 8; count++) {
+		fds[count] = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+		if (connect(fds[count], (struct sockaddr *)&address, sizeof(address)) < 0) {
+			close(fds[count]);
+			break;
+		}
+	}
+	struct cbshm *client = client_at(server.path);
+
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, &call, NULL),
+			CBSHM_ERR_TIMEOUT);
+	expect_in(call.message, "nothing was sent");
+	cbshm_close(client);
+	while (count > 0)
+		close(fds[--count]);
+	close(listener);
+	unlink(server.path);
+}
+
+/* ---- trust, processes, threads ---------------------------------------------------------- */
+
+static void test_untrusted(void)
+{
+	int ready[2];
+	struct cbshm_call call = {0};
+	char byte;
+	pid_t pid;
+
+	if (getuid() != 0) {
+		tap_skip("only root can start a server of another user");
+		return;
+	}
+	CU_ASSERT_EQUAL_FATAL(pipe(ready), 0);
+	CU_ASSERT_EQUAL_FATAL(chmod(server.directory, 0777), 0);
+	pid = fork();
+	if (pid == 0) {
+		if (setuid(65534) != 0 || listen_at(server.path) < 0 || write(ready[1], "", 1) != 1)
+			_exit(1);
+		pause();
+		_exit(0);
+	}
+	CU_ASSERT_EQUAL(read(ready[0], &byte, 1), 1);
+	struct cbshm *client = client_at(server.path);
+
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, &call, NULL),
+			CBSHM_ERR_UNTRUSTED);
+	expect_in(call.message, "65534");
+	expect_in(call.message, "CBSHM_OWNER");
+	cbshm_close(client);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	unlink(server.path);
+	close(ready[0]);
+	close(ready[1]);
+}
+
+static void test_fork(void)
+{
+	SERVE({REPLY, NO_INCIDENT});
+	struct cbshm *client = client_at(server.path);
+	int status = -1;
+	pid_t pid;
+
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
+	pid = fork();
+	if (pid == 0) {
+		int error = cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL);
+
+		if (error == 0)
+			error = cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL);
+		_exit(error == 0 ? 0 : 1);
+	}
+	waitpid(pid, &status, 0);
+	CU_ASSERT_EQUAL(status, 0);
+	CU_ASSERT_EQUAL(server.accepted, 2);
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
+	CU_ASSERT_EQUAL(server.accepted, 2);
+	CU_ASSERT_EQUAL(server.received, 4);
+	cbshm_close(client);
+	server_end();
+}
+
+static _Atomic int thread_failures;
+
+static void *hammer(void *arg)
+{
+	for (int i = 0; i < 100; i++) {
+		struct cbshm_call call = {0};
+
+		if (cbshm_report_drift(arg, "b", 0.5, 1, "{\"a\":1}", &call, NULL) != 0)
+			thread_failures++;
+	}
+	return NULL;
+}
+
+static void test_threads(void)
+{
+	SERVE({REPLY, NO_INCIDENT});
+	struct cbshm *client = client_at(server.path);
+	const int files = open_files();
+	pthread_t threads[8];
+
+	thread_failures = 0;
+	for (int i = 0; i < 8; i++)
+		CU_ASSERT_EQUAL_FATAL(pthread_create(&threads[i], NULL, hammer, client), 0);
+	for (int i = 0; i < 8; i++)
+		pthread_join(threads[i], NULL);
+	CU_ASSERT_EQUAL(thread_failures, 0);
+	CU_ASSERT_EQUAL(server.received, 800);
+	cbshm_close(client);
+	poll(NULL, 0, 50);
+	CU_ASSERT_TRUE(open_files() <= files);
+	server_end();
+}
+
+static void test_words(void)
+{
+	CU_ASSERT_STRING_EQUAL(cbshm_version(), PACKAGE_VERSION);
+	for (int error = 0; error >= -15; error--) {
+		CU_ASSERT_TRUE(strlen(cbshm_strerror(error)) > 0);
+		CU_ASSERT_STRING_NOT_EQUAL(cbshm_strerror(error), "unknown error");
+	}
+	CU_ASSERT_STRING_EQUAL(cbshm_strerror(-16), "unknown error");
+	CU_ASSERT_STRING_EQUAL(cbshm_strerror(INT_MAX), "unknown error");
+}
+
+static const CU_TestInfo tests[] = {
+	{"reports carry what was given", test_report},
+	{"a locale with a comma changes nothing", test_locale},
+	{"disable, enable and reset", test_decisions},
+	{"policies", test_policy},
+	{"incidents", test_incidents},
+	{"the state as the database has it", test_state},
+	{"bad arguments are refused by name, and nothing is sent", test_invalid},
+	{"the agent's errors keep their meaning and their message", test_errors},
+	{"a long message is cut between characters", test_long_message},
+	{"answers that make no sense", test_nonsense},
+	{"a report whose answer is lost is not repeated: unknown", test_report_lost},
+	{"a disable whose answer is lost is repeated with its id", test_disable_repeated},
+	{"a disable that is lost twice is unknown", test_disable_lost_twice},
+	{"unknown stays unknown", test_unknown_stays_unknown},
+	{"a connection closed while idle", test_closed_while_idle},
+	{"turned away at the door: the reason is read", test_turned_away},
+	{"a read whose answer is lost", test_reads_lost},
+	{"deadlines", test_deadlines},
+	{"no agent: said at once, with what to do", test_no_agent},
+	{"an agent that does not accept", test_backlog},
+	{"a server of another user is not believed", test_untrusted},
+	{"a child has a connection of its own", test_fork},
+	{"threads", test_threads},
+	{"errors in words", test_words},
+	CU_TEST_INFO_NULL,
+};
+
+int main(void)
+{
+	CU_pSuite suite;
+
+	strcpy(server.directory, "/tmp/cbshm-test-XXXXXX");
+	if (mkdtemp(server.directory) == NULL)
+		return 1;
+	snprintf(server.path, sizeof(server.path), "%s/socket", server.directory);
+	CU_initialize_registry();
+	suite = CU_add_suite("client", NULL, NULL);
+	for (const CU_TestInfo *test = tests; test->pName != NULL; test++)
+		CU_add_test(suite, test->pName, test->pTestFunc);
+	const int status = tap_run_cunit();
+
+	rmdir(server.directory);
+	return status;
+}
