@@ -533,6 +533,17 @@ static void send_batch(struct batch *batch, struct connection *connection, int p
 
 /* ---- from the queue ---- */
 
+/* True if its time is over: then it is answered, and gone. */
+static bool is_late(struct tickets *tickets, int64_t now, enum answer_status status,
+		    const char *message)
+{
+	if (tickets->first->request->deadline > now)
+		return false;
+	answer_status(tickets->first, status, message);
+	free(tickets_take(tickets));
+	return true;
+}
+
 /* Room in the segment for this name, if `fresh` others of the batch are new? */
 static bool has_room(struct writer *writer, const struct request *request, unsigned *fresh)
 {
@@ -578,6 +589,7 @@ static bool place(struct writer *writer, struct batch *batch, unsigned *fresh)
 
 static void run_queue(struct writer *writer)
 {
+	const int64_t now = clock_microseconds(CLOCK_MONOTONIC);
 	struct batch *batch;
 	unsigned fresh = 0;
 	bool boundary;
@@ -586,6 +598,8 @@ static void run_queue(struct writer *writer)
 		return;
 	batch = batch_new(writer, BATCH_MAX);
 	while (writer->queue.first != NULL && batch->count < BATCH_MAX) {
+		if (is_late(&writer->queue, now, ANSWER_TIMEOUT, timeout_text))
+			continue;
 		boundary = writer->queue.first->boundary;
 		writer->queue.first->boundary = false;
 		if (!place(writer, batch, &fresh))
@@ -621,10 +635,13 @@ static int patience(const struct writer *writer, const struct batch *batch)
 /* What of a lane goes into its next transaction: a change of policy goes alone. */
 static void fill_from_lane(struct batch *batch, struct lane *lane)
 {
+	const int64_t now = clock_microseconds(CLOCK_MONOTONIC);
 	struct ticket *ticket;
 	bool last = false;
 
 	while (!last && lane->tickets.first != NULL && batch->count < BATCH_MAX) {
+		if (is_late(&lane->tickets, now, ANSWER_BUSY, busy_text))
+			continue;
 		ticket = lane->tickets.first;
 		if (ticket->request->kind == REQUEST_SET_POLICY) {
 			if (batch->count > 0)
@@ -657,6 +674,10 @@ static void run_lane(struct writer *writer)
 	batch->lane = lane;
 	lane->batches++;
 	fill_from_lane(batch, lane);
+	if (batch->count == 0) {
+		finish(batch);
+		return;
+	}
 	writer->lane_active = batch;
 	send_batch(batch, connection, patience(writer, batch));
 }
