@@ -18,6 +18,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "tests/bench/bare.h"
 #include "tests/support/segment.h"
 
 #define REPETITIONS 301
@@ -109,12 +110,7 @@ MEASURED static uint64_t run_decision(const struct subject *subject, uint64_t it
 	return open;
 }
 
-/* Both calls go through a pointer, so that neither is inlined nor has another way to go. */
-MEASURED static bool bare_function(const uint64_t *word)
-{
-	return __atomic_load_n(word, __ATOMIC_ACQUIRE) & 1;
-}
-
+/* Both calls go through a pointer to a function of a shared library. */
 MEASURED static uint64_t run_bare_call(const struct subject *subject, uint64_t iterations)
 {
 	bool (*bare)(const uint64_t *) = subject->bare;
