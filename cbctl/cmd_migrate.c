@@ -20,7 +20,7 @@
 #include "cbctl/segment.h"
 
 #define SERVER_VERSION_MIN 130000
-#define LOCK_KEY           "4846518134905620579" /* "CBSHMmig" and so on: any number nobody else has */
+#define LOCK_KEY           "4846527719005841767" /* "CBSHMmig" as a number: one that nobody else takes */
 
 enum { CONNINFO, SQL };
 
@@ -340,8 +340,8 @@ const struct command command_migrate = {
 		"May be repeated; refuses a database whose schema is newer than this cbctl.\n"
 		"\n"
 		"  --conninfo CONNINFO  which database, as for psql; else the PG* environment\n"
-		"  --sql DIRECTORY      where the migrations are ($CBSHM_SQL_DIR, " CBSHM_SQL_DIR
-		")\n"
+		"  --sql DIRECTORY      where the migrations are; else $CBSHM_SQL_DIR, else\n"
+		"                       " CBSHM_SQL_DIR "\n"
 		"\n"
 		"Example:\n"
 		"  cbctl migrate --conninfo \"host=db.example dbname=cbshm user=postgres\"\n",

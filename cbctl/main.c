@@ -175,13 +175,14 @@ static int run(int argc, char **argv)
 {
 	const int place = command_place(argc, argv);
 	const struct command *command = NULL;
+	const bool has_word = place < argc;
 	struct option options[OPTIONS_MAX + 1];
 	struct parsed parsed;
 	struct suggestion near;
 	char message[512];
 	int status;
 
-	if (place < argc) {
+	if (has_word) {
 		const char *name = argv[place];
 
 		if (strcmp(name, "help") == 0 && place + 1 < argc) {
@@ -208,8 +209,8 @@ static int run(int argc, char **argv)
 		status = print_version();
 	else if (command != NULL)
 		status = run_command(command, &parsed);
-	else if (place < argc)
-		status = print_help();
+	else if (has_word)
+		status = print_help(); /* cbctl help */
 	else
 		status = fail_usage(NULL, "no command is given");
 	free(parsed.words);
