@@ -387,6 +387,12 @@ static void take_failure(struct connection *connection, const struct expected *e
 		PQclear(result);
 		return;
 	}
+	/* libpq's own words, not the server's: nobody knows what the server has done. */
+	if (PQresultErrorField(result, PG_DIAG_SQLSTATE) == NULL) {
+		lose(connection, PQresultErrorMessage(result));
+		PQclear(result);
+		return;
+	}
 	distrust_prepared(connection, result);
 	unit->failed = expected->statement;
 	PQclear(unit->results[expected->statement]);

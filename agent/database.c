@@ -59,7 +59,7 @@ static const char sql_settings[] =
 	" pg_catalog.set_config('synchronous_commit',"
 	"  CASE pg_catalog.current_setting('synchronous_commit')"
 	"   WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false),"
-	" pg_catalog.set_config('statement_timeout', '60s', false),"
+	" pg_catalog.set_config('statement_timeout', $2, false),"
 	" pg_catalog.set_config('lock_timeout', $1, false),"
 	" pg_catalog.set_config('idle_in_transaction_session_timeout', '5s', false)";
 static const char sql_version[] = "SELECT pg_catalog.max(version) FROM cbshm.schema_version";
@@ -533,8 +533,11 @@ static void check(struct database *database)
 	struct unit *unit = unit_new(on_settings, database);
 
 	change_state(database, DATABASE_CHECKING);
-	/* Locked rows are left to the lane; but whoever is creating a row is waited for, by all others too. */
-	unit_add(unit, sql_settings, 1, memory_copy("100ms"));
+	/*
+	 * Locked rows are left to the lane; but whoever is creating a row is waited for, by all others too. A statement
+	 * timeout would end the wait for a synchronous standby, and the server then calls it a success.
+	 */
+	unit_add(unit, sql_settings, 2, memory_copy("100ms"), memory_copy("0"));
 	connection_run(database->write, unit);
 	unit = unit_new(on_write_incarnation, database);
 	unit_add(unit, sql_incarnation, 0);
@@ -544,7 +547,7 @@ static void check(struct database *database)
 	unit_add(unit, sql_incarnation, 0);
 	connection_run(database->control, unit);
 	unit = unit_new(on_checked, database);
-	unit_add(unit, sql_settings, 1, memory_copy("1s"));
+	unit_add(unit, sql_settings, 2, memory_copy("1s"), memory_copy("60s"));
 	unit_add(unit, sql_listen, 0);
 	unit_add(unit, sql_version, 0);
 	unit_add(unit, sql_listen_probe, 0);
@@ -646,7 +649,7 @@ static void on_lane_opened(struct connection *connection, void *arg)
 {
 	struct unit *unit = unit_new(on_lane_settings, arg);
 
-	unit_add(unit, sql_settings, 1, memory_copy("1s"));
+	unit_add(unit, sql_settings, 2, memory_copy("1s"), memory_copy("0"));
 	connection_run(connection, unit);
 }
 
