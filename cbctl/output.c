@@ -155,7 +155,8 @@ const char *clean(const char *text)
 	return result;
 }
 
-static const char *format_list(const char *format, va_list args)
+__attribute__((format(printf, 1, 0))) static const char *format_list(const char *format,
+								     va_list args)
 {
 	va_list again;
 	char *text;
