@@ -20,6 +20,7 @@
 #define BY_MAX             128
 #define REASON_MAX         1024
 #define DETAILS_MAX        32768
+#define EXPONENT_MAX       308 /* of a double */
 #define TIMEOUT_DEFAULT_MS 5000
 #define TIMEOUT_MAX_MS     3600000
 #define TTL_MAX_SECONDS    315360000.0 /* ten years */
@@ -191,21 +192,26 @@ static bool is_uuid(const char *text)
 }
 
 /*
- * What a value's numbers take in the database's text beyond what they take here: jsonb writes 1e300 out in
- * 301 digits. Without this, 32 KiB of details could become megabytes in every reply about their
- * incident. False: a number that no double holds.
+ * What the numbers of a JSON text take in the database beyond what they take here: jsonb writes 1e300 out
+ * in 301 digits. Without this, 32 KiB of details could become megabytes in every reply about their
+ * incident. False: an exponent that no double has, and some of them no numeric either.
  */
-static bool numbers_cost(const cJSON *value, size_t *cost)
+static bool numbers_cost(const char *text, size_t *cost)
 {
-	if (cJSON_IsNumber(value)) {
-		if (!isfinite(value->valuedouble))
-			return false;
-		if (value->valuedouble != 0)
-			*cost += (size_t)fabs(log10(fabs(value->valuedouble)));
-	}
-	for (const cJSON *child = value->child; child != NULL; child = child->next) {
-		if (!numbers_cost(child, cost))
-			return false;
+	bool in_string = false;
+
+	for (const char *p = text; *p != '\0'; p++) {
+		if (*p == '"')
+			in_string = !in_string;
+		else if (in_string && *p == '\\')
+			p++;
+		else if (!in_string && (*p == 'e' || *p == 'E') && isdigit((unsigned char)p[-1])) {
+			const long exponent = strtol(p + 1, NULL, 10);
+
+			if (exponent < -EXPONENT_MAX || exponent > EXPONENT_MAX)
+				return false;
+			*cost += (size_t)labs(exponent);
+		}
 	}
 	return true;
 }
@@ -239,22 +245,31 @@ static bool take_count(const char *field, const cJSON *value, struct request *re
 	return take_whole(field, value, 0, ARGUMENT_COUNT_MAX, &request->count, fault);
 }
 
+/* The text itself is taken by keep_details(). */
 static bool take_details(const char *field, const cJSON *value, struct request *request,
 			 struct fault *fault)
 {
+	(void)request;
+	return cJSON_IsObject(value) || invalid(fault, field, "must be an object");
+}
+
+static bool keep_details(const struct message *message, struct request *request,
+			 struct fault *fault)
+{
+	const cJSON *value = cJSON_GetObjectItemCaseSensitive(message->parameters, "details");
 	size_t size = 0;
 
 	if (!cJSON_IsObject(value))
-		return invalid(fault, field, "must be an object");
-	if (!numbers_cost(value, &size))
-		return invalid(fault, field, "holds a number that is too large");
-	request->details = cJSON_PrintUnformatted(value);
+		return true;
+	request->details = message_parameter_text(message, value);
 	if (request->details == NULL)
 		return out_of_memory(fault);
+	if (!numbers_cost(request->details, &size))
+		return invalid(fault, "details", "holds a number that no double holds");
 	size += strlen(request->details);
 	if (size > DETAILS_MAX)
-		return fault_set(fault, REPLY_INVALID_ARGUMENT, field,
-				 "%s may take %d bytes, numbers written out; these take %zu", field,
+		return fault_set(fault, REPLY_INVALID_ARGUMENT, "details",
+				 "details may take %d bytes, numbers written out; these take %zu",
 				 DETAILS_MAX, size);
 	return true;
 }
@@ -517,10 +532,11 @@ static bool check_together(const struct request *request, struct fault *fault)
 	return true;
 }
 
-bool arguments_parse(enum method_id method, const cJSON *parameters, struct request *request,
+bool arguments_parse(enum method_id method, const struct message *message, struct request *request,
 		     struct fault *fault)
 {
 	const struct argument *arguments = method_arguments[method];
+	const cJSON *parameters = message->parameters;
 	uint32_t given = 0;
 
 	request->deadline = request_deadline(TIMEOUT_DEFAULT_MS);
@@ -534,5 +550,5 @@ bool arguments_parse(enum method_id method, const cJSON *parameters, struct requ
 		if (arguments[i].required && (given & 1u << i) == 0)
 			return invalid(fault, arguments[i].name, "is missing");
 	}
-	return check_together(request, fault);
+	return keep_details(message, request, fault) && check_together(request, fault);
 }

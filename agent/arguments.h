@@ -12,10 +12,10 @@
 #define ARGUMENT_COUNT_MAX INT64_C(9007199254740991) /* what a JSON number holds exactly */
 
 /*
- * Parses the parameters (NULL = none) of a method of io.cbshm. List's `after` becomes the name. False: *fault names the
+ * Parses the parameters of a call of a method of io.cbshm. List's `after` becomes the name. False: *fault names the
  * field. Whatever came before it stays in the request, for request_free().
  */
-bool arguments_parse(enum method_id method, const cJSON *parameters, struct request *request,
+bool arguments_parse(enum method_id method, const struct message *message, struct request *request,
 		     struct fault *fault);
 
 #endif /* AGENT_ARGUMENTS_H */

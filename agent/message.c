@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "agent/message.h"
@@ -220,6 +221,7 @@ bool message_parse(const char *text, size_t size, struct message *message, struc
 	const char *end = NULL;
 
 	memset(message, 0, sizeof(*message));
+	message->text = text;
 	if (size > MESSAGE_SIZE_MAX)
 		return fault_set(fault, REPLY_MALFORMED, NULL,
 				 "the message is longer than %u bytes", MESSAGE_SIZE_MAX);
@@ -241,6 +243,83 @@ void message_free(struct message *message)
 {
 	cJSON_Delete(message->root);
 	memset(message, 0, sizeof(*message));
+}
+
+/* ---- the text behind a value: it has been parsed, so that its grammar can be relied on ---- */
+
+static const char *skip_blanks(const char *p)
+{
+	return p + strspn(p, " \t\n\r");
+}
+
+/* From an opening quote to behind the closing one. */
+static const char *skip_string(const char *p)
+{
+	for (p++; *p != '"'; p++)
+		p += *p == '\\';
+	return p + 1;
+}
+
+static const char *skip_value(const char *p)
+{
+	int depth = 0;
+
+	do {
+		if (*p == '"') {
+			p = skip_string(p);
+			continue;
+		}
+		if (*p == '{' || *p == '[')
+			depth++;
+		else if (*p == '}' || *p == ']')
+			depth--;
+		p++;
+	} while (depth > 0 || (p[-1] != '}' && p[-1] != ']' && p[-1] != '"' &&
+			       strchr(",}] \t\n\r", *p) == NULL));
+	return p;
+}
+
+/* The value of the member number `index` of the object at `p`. */
+static const char *find_value(const char *p, size_t index)
+{
+	for (p++;; p++) {
+		p = skip_string(skip_blanks(p));
+		p = skip_blanks(skip_blanks(p) + 1);
+		if (index-- == 0)
+			return p;
+		p = skip_blanks(skip_value(p));
+	}
+}
+
+/* cJSON keeps the members in the order of the text. */
+static size_t index_of(const cJSON *object, const cJSON *member)
+{
+	size_t index = 0;
+
+	for (const cJSON *p = object->child; p != member; p = p->next)
+		index++;
+	return index;
+}
+
+char *message_parameter_text(const struct message *message, const cJSON *parameter)
+{
+	const char *p = skip_blanks(message->text);
+	const char *end, *next;
+	char *text, *out;
+
+	p = find_value(p, index_of(message->root, message->parameters));
+	p = find_value(p, index_of(message->parameters, parameter));
+	end = skip_value(p);
+	text = out = malloc((size_t)(end - p) + 1);
+	while (text != NULL && p < end) {
+		next = *p == '"' ? skip_string(p) : p + 1;
+		if (strchr(" \t\n\r", *p) == NULL)
+			out = mempcpy(out, p, (size_t)(next - p));
+		p = next;
+	}
+	if (text != NULL)
+		*out = '\0';
+	return text;
 }
 
 /* Prints and frees; NULL: out of memory, here or when it was made. */

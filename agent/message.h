@@ -51,6 +51,7 @@ bool fault_set(struct fault *fault, enum reply_error error, const char *subject,
 
 /* One call. */
 struct message {
+	const char *text; /* the frame; the caller keeps it */
 	cJSON *root;
 	const char *method;      /* in root */
 	const cJSON *parameters; /* an object in root, or NULL */
@@ -65,6 +66,12 @@ struct message {
  */
 bool message_parse(const char *text, size_t size, struct message *message, struct fault *fault);
 void message_free(struct message *message);
+
+/*
+ * A parameter as the client wrote it, but without blanks between the tokens; free(). cJSON's own printing would change numbers
+ * of more than 15 digits. NULL: out of memory.
+ */
+char *message_parameter_text(const struct message *message, const cJSON *parameter);
 
 /*
  * Replies as JSON text, to be freed with free(); NULL: out of memory. message_reply() takes the parameters

@@ -126,14 +126,14 @@ static bool default_actor(enum method_id method, const struct peer *peer, struct
 }
 
 /* NULL: out of memory, or *fault. */
-static struct request *make_request(enum method_id method, const cJSON *parameters,
+static struct request *make_request(enum method_id method, const struct message *message,
 				    const struct peer *peer, struct fault *fault)
 {
 	struct request *request = request_new(methods[method].kind);
 
 	if (request == NULL)
 		return NULL;
-	if (arguments_parse(method, parameters, request, fault) &&
+	if (arguments_parse(method, message, request, fault) &&
 	    default_actor(method, peer, request)) {
 		request->peer = *peer;
 		return request;
@@ -142,9 +142,9 @@ static struct request *make_request(enum method_id method, const cJSON *paramete
 	return NULL;
 }
 
-static cJSON *list(const cJSON *parameters, const struct caller *caller, struct fault *fault)
+static cJSON *list(const struct message *message, const struct caller *caller, struct fault *fault)
 {
-	struct request *request = make_request(METHOD_LIST, parameters, caller->peer, fault);
+	struct request *request = make_request(METHOD_LIST, message, caller->peer, fault);
 	cJSON *reply = NULL;
 
 	if (request != NULL)
@@ -165,11 +165,10 @@ static void handle(const struct message *message, const struct caller *caller,
 		*reply = introspection_description(message->parameters, fault);
 		break;
 	case HANDLER_LIST:
-		*reply = list(message->parameters, caller, fault);
+		*reply = list(message, caller, fault);
 		break;
 	case HANDLER_WRITER:
-		dispatch->request =
-			make_request(dispatch->method, message->parameters, caller->peer, fault);
+		dispatch->request = make_request(dispatch->method, message, caller->peer, fault);
 		break;
 	}
 }

@@ -304,7 +304,6 @@ static unsigned handle_frame(struct session *session, char *text, size_t size)
 		message_free(&message);
 		return cost;
 	}
-	free(text);
 	call = call_new(session);
 	if (call == NULL) {
 		drop(session, "memory");
@@ -316,6 +315,7 @@ static unsigned handle_frame(struct session *session, char *text, size_t size)
 	}
 	if (parsed)
 		message_free(&message);
+	free(text);
 	return cost;
 }
 

@@ -256,7 +256,7 @@ class BadInput(SocketCase):
         self.assertEqual(self.agent.call("org.varlink.service.GetInfo")["product"], "cbagent")
 
     def test_details_survive(self):
-        details = {"ü": "\U0001f4a5", "n": [1e20, -0.1, 9007199254740991], "deep": {"a": [[[]]]}, "q": "\"\\/\n"}
+        details = {"ü": "\U0001f4a5", "n": [1e20, -0.1, 12345678901234567890, 1.234567890123456789e-5], "deep": {"a": [[[]]]}, "q": "\"\\/\n"}
         client = self.client()
         incident = client.call("ReportSchemaError", name="details", count=9, details=details)["incident"]
         for key in details:

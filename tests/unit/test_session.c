@@ -754,13 +754,15 @@ static void test_reports(void)
 	open_session(ACCESS_REPORT);
 	request = submitted("ReportDrift",
 			    "{\"name\":\"" LONG_NAME "\",\"drift_score\":1,"
-			    "\"sample_count\":9007199254740991,\"details\":{ \"k\" : [1, 2.5] },"
+			    "\"sample_count\":9007199254740991,\"details\":{ \"k \\\" {\" :\t"
+			    "[1, 12345678901234567890 ,-2.50e+3,true ] , \"o\":{ } } ,"
 			    "\"timeout_ms\":3600000}");
 	CU_ASSERT_EQUAL(request->kind, REQUEST_REPORT_DRIFT);
 	CU_ASSERT_STRING_EQUAL(request->name, LONG_NAME);
 	CU_ASSERT_EQUAL(request->score, 1.0);
 	CU_ASSERT_EQUAL(request->count, INT64_C(9007199254740991));
-	CU_ASSERT_STRING_EQUAL(request->details, "{\"k\":[1,2.5]}");
+	CU_ASSERT_STRING_EQUAL(request->details,
+			       "{\"k \\\" {\":[1,12345678901234567890,-2.50e+3,true],\"o\":{}}");
 	CU_ASSERT_TRUE(request->deadline / 1000 > now_ms() + 3590000 &&
 		       request->deadline / 1000 <= now_ms() + 3600000);
 	CU_ASSERT_EQUAL(request->peer.uid, 1234);
