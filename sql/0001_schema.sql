@@ -349,16 +349,6 @@ $$;
 
 -- ---- the breaker's triggers -----------------------------------------------------------------
 
--- The first version of a row that is to get this name. Whoever is deleting or renaming the row that
--- has it now is waited for, so that the tombstone is there to be read.
-CREATE FUNCTION cbshm.next_version(wanted text, known bigint) RETURNS bigint
-LANGUAGE plpgsql AS $$
-BEGIN
-	PERFORM FROM cbshm.breaker b WHERE b.name = wanted FOR UPDATE;
-	RETURN 1 + greatest(known, (SELECT t.version FROM cbshm.tombstone t WHERE t.name = wanted));
-END
-$$;
-
 -- Before a row is written: whatever the writer said, it becomes a whole open or a whole closed
 -- row with its next version; or stays exactly what it was. version, created_at, updated_at,
 -- opened_at and incident_id are never taken from the writer (an ORM writes back what it once read).
@@ -367,9 +357,14 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	moment timestamptz := clock_timestamp();
 	was cbshm.breaker; -- all null for a new row
+	outlived bigint;   -- the version to go beyond, when outlive() asks for that
 BEGIN
 	IF TG_OP = 'UPDATE' THEN
 		was := OLD;
+		IF NEW.version > OLD.version THEN
+			SELECT t.version INTO outlived FROM cbshm.tombstone t
+			WHERE t.name = OLD.name AND t.version >= OLD.version;
+		END IF;
 	END IF;
 	NEW.version := was.version;
 	NEW.created_at := coalesce(was.created_at, moment);
@@ -397,9 +392,10 @@ BEGIN
 		END IF;
 	END IF;
 	IF NEW.name IS DISTINCT FROM was.name THEN
-		NEW.version := cbshm.next_version(NEW.name, coalesce(was.version, 0));
-	ELSIF NEW IS DISTINCT FROM OLD THEN
-		NEW.version := was.version + 1;
+		SELECT 1 + greatest(max(t.version), was.version, 0) INTO NEW.version
+		FROM cbshm.tombstone t WHERE t.name = NEW.name;
+	ELSIF NEW IS DISTINCT FROM OLD OR outlived IS NOT NULL THEN
+		NEW.version := coalesce(outlived, was.version) + 1;
 	ELSE
 		RETURN NEW;
 	END IF;
@@ -480,21 +476,31 @@ BEGIN
 END
 $$;
 
--- A name that comes into being. Somebody may have deleted it between the moment at which its
--- first version was chosen and now; then the version is taken, and the writer has to try again.
-CREATE FUNCTION cbshm.welcome(b cbshm.breaker, what text) RETURNS void
+-- A row that has just got its name. Between the moment at which its version was chosen and now,
+-- others may have created and deleted a row of that name: then it moves beyond their versions.
+CREATE FUNCTION cbshm.outlive(b cbshm.breaker) RETURNS cbshm.breaker
 LANGUAGE plpgsql AS $$
+DECLARE
+	moved cbshm.breaker;
 BEGIN
 	IF current_setting('transaction_isolation') <> 'read committed' THEN
-		-- The snapshot may be older than a tombstone. The conflict is not.
+		-- The snapshot may be too old to show their tombstone. The conflict shows it, as
+		-- an error: could not serialize access.
 		INSERT INTO cbshm.tombstone (name, version) VALUES (b.name, b.version - 1)
 		ON CONFLICT (name) DO NOTHING;
 	END IF;
-	IF EXISTS (SELECT FROM cbshm.tombstone t
-		   WHERE t.name = b.name AND t.version >= b.version) THEN
-		RAISE EXCEPTION 'breaker "%" was deleted at this very moment', b.name
-			USING ERRCODE = 'serialization_failure', HINT = 'Try again.';
-	END IF;
+	UPDATE cbshm.breaker AS w SET version = t.version + 1
+	FROM cbshm.tombstone t
+	WHERE w.name = b.name AND t.name = b.name AND t.version >= b.version
+	RETURNING w.* INTO moved;
+	RETURN CASE WHEN FOUND THEN moved ELSE b END;
+END
+$$;
+
+CREATE FUNCTION cbshm.welcome(b cbshm.breaker, what text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+	b := cbshm.outlive(b);
 	PERFORM cbshm.record_change(NULL, b, what);
 	PERFORM pg_notify('cbshm', format('c %s %s', b.version, b.name));
 END

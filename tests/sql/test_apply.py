@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: ISC
+"""cbshm.apply(): many requests in one transaction come to the same as each by itself."""
+import os
+import random
+
+import fixture
+from fixture import array, quote
+from support import tap
+
+COLUMNS = [("kind", "text"), ("name", "text"), ("score", "float8"), ("count", "bigint"), ("details", "text"),
+           ("reason", "text"), ("actor", "text"), ("until", "timestamptz"), ("ttl", "interval"),
+           ("request_id", "uuid"), ("proof", "text")]
+
+
+def call(requests, wait=True):
+    """The statement that applies requests, given as dictionaries; its results in the order of the requests."""
+    arrays = ", ".join(array([request.get(column) for request in requests], kind) for column, kind in COLUMNS)
+    return f'SELECT * FROM cbshm.apply({arrays}, {quote(wait)}) ORDER BY "position"'
+
+
+def drift(name, score, **more):
+    return {"kind": "report_drift", "name": name, "score": float(score), "count": 10, **more}
+
+
+def schema_error(name, count, **more):
+    return {"kind": "report_schema_error", "name": name, "count": count, **more}
+
+
+def disable(name, reason="why", **more):
+    return {"kind": "disable", "name": name, "reason": reason, **more}
+
+
+def enable(name, **more):
+    return {"kind": "enable", "name": name, **more}
+
+
+class ApplyTest(fixture.SqlTest):
+    def apply(self, requests, wait=True, session=None):
+        return self.rows(call(requests, wait), session)
+
+    def outcomes(self, requests, wait=True, session=None):
+        return [done["outcome"] for done in self.apply(requests, wait, session)]
+
+
+class Batch(ApplyTest):
+    def test_each_gets_its_answer(self):
+        a, b = self.name + " a", self.name + " b"
+        done = self.apply([disable(b), drift(a, 0.9), drift(a, 0.9), enable(b), drift(a, 0.3, details='{"x": 1}'),
+                           drift(a, 0.9), schema_error(b, 5), enable(a), enable(a)])
+        self.assertEqual([each["position"] for each in done], list(range(1, 10)))
+        self.assertEqual([each["outcome"] for each in done], ["ok"] * 9)
+        self.assertEqual([each["changed"] for each in done],
+                         [True, False, False, True, True, False, True, True, False])
+        self.assertEqual([each["incident"]["reason"] if each["incident"] else None for each in done],
+                         ["why", None, None, None, "Drift exceeded threshold: 0.3000 > 0.2", None,
+                          "Schema error threshold exceeded: 5 >= 5", None, None])
+        self.assertEqual(done[4]["incident"]["details"], {"x": 1})
+        self.assertEqual(done[4]["incident"]["breaker"], a)
+
+    def test_nothing_at_all(self):
+        self.assertEqual(self.apply([]), [])
+
+    def test_counting_writes_the_row_once(self):
+        self.enable()
+        self.apply([drift(self.name, 0.9) for _ in range(2)] + [drift(self.name, 0.1)] + [drift(self.name, 0.9)] * 2)
+        self.assertEqual(self.breaker()["consecutive_failures"], 2)
+        self.assertEqual(self.version(), 2)
+
+    def test_counting_after_a_trip(self):
+        self.apply([drift(self.name, 0.9) for _ in range(7)])
+        self.assertEqual(self.breaker()["consecutive_failures"], 7)
+        self.assertEqual(len(self.incidents()), 1)
+
+    def test_bad_request_fails_alone(self):
+        bad = [drift(self.name, float("nan")), drift(self.name, 2), drift(self.name, 0.9, count=0),
+               drift(self.name, 0.9, details="{"), drift(self.name, 0.9, details="[]"),
+               drift(self.name, 0.9, details='{"a": "\\u0000"}'), drift(self.name, 0.9, details="[" * 60000),
+               drift(self.name, 0.9, details=""), drift("a\nb", 0.9), drift("", 0.9), drift(None, 0.9),
+               disable(self.name, None), disable(self.name, until="2001-01-01"), disable(self.name, ttl="-1 s"),
+               {"kind": "nonsense", "name": self.name}, {"kind": None, "name": self.name}]
+        fields = ["drift_score", "drift_score", "sample_count", "details", "details", "details", "details", "details",
+                  "name", "name", "name", "reason", "until", "ttl_seconds", "kind", "kind"]
+        requests = [request for each in bad for request in (each, drift(self.name, 0.9))]
+        done = self.apply(requests)
+        self.assertEqual([each["outcome"] for each in done], ["invalid", "ok"] * len(bad))
+        self.assertEqual([each["field"] for each in done[::2]], fields)
+        for each in done[::2]:
+            self.assertIn(each["field"] if each["field"] not in ("kind", "ttl_seconds") else "", each["message"])
+            self.assertEqual((each["changed"], each["incident"]), (None, None))
+        self.assertEqual(self.breaker()["consecutive_failures"], len(bad))
+        self.assertEqual(len(self.incidents()), 1)
+
+    def test_bad_requests_create_nothing(self):
+        self.assertEqual(self.outcomes([drift(self.name, 2), disable(self.name, "")]), ["invalid"] * 2)
+        self.assertIsNone(self.breaker())
+
+    def test_bad_requests_take_no_subtransaction(self):
+        self.run_sql("BEGIN")
+        self.apply([drift(self.name, 0.9, details="{"), drift(self.name, 0.9, details="{}")])
+        written = self.row("SELECT backend_xid::text AS top, (SELECT xmin::text FROM cbshm.breaker "
+                           f"WHERE name = '{self.name}') AS row FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+        self.run_sql("COMMIT")
+        self.assertEqual(written["top"], written["row"])
+
+    def test_lengths(self):
+        arrays = [array(["report_drift"], "text")] + [array([None], kind) for _, kind in COLUMNS[1:]]
+        for broken in ("NULL", "'{}'", "'{NULL,NULL}'"):
+            for number in range(len(arrays)):
+                given = arrays[:number] + [broken] + arrays[number + 1:]
+                self.refused(f"SELECT * FROM cbshm.apply({', '.join(given)}, true)")
+
+    def test_policy_changes_between_batches(self):
+        self.apply([drift(self.name, 0.9)])
+        self.policy(failure_threshold=2)
+        self.assertIsNotNone(self.apply([drift(self.name, 0.9)])[0]["incident"])
+
+
+class Locks(ApplyTest):
+    def setUp(self):
+        super().setUp()
+        self.other = fixture.server().session()
+        self.a, self.b = self.name + " a", self.name + " b"
+        for name in (self.a, self.b):
+            self.enable(name)
+        self.other.execute("BEGIN")
+        self.other.execute(f"SELECT FROM cbshm.breaker WHERE name = '{self.a}' FOR UPDATE")
+
+    def tearDown(self):
+        self.other.execute("ROLLBACK")
+        self.other.close()
+        super().tearDown()
+
+    def test_without_waiting(self):
+        requests = [drift(self.a, 0.9), drift(self.b, 0.9), disable(self.a), disable(self.b), drift(self.a, 2)]
+        done = self.apply(requests, wait=False)
+        self.assertEqual([each["outcome"] for each in done], ["locked", "ok", "locked", "ok", "invalid"])
+        self.assertEqual((done[0]["changed"], done[0]["incident"]), (None, None))
+        self.assertEqual(self.version(self.a), 1)
+        self.assertTrue(self.breaker(self.b)["disabled"])
+        self.other.execute("ROLLBACK")
+        self.assertEqual(self.outcomes(requests[:1], wait=False), ["ok"])
+
+    def test_locked_request_id_is_not_used_up(self):
+        request = disable(self.a, request_id="11111111-0000-4000-8000-000000000001")
+        self.assertEqual(self.outcomes([request], wait=False), ["locked"])
+        self.other.execute("ROLLBACK")
+        self.assertEqual([each["changed"] for each in self.apply([request])], [True])
+
+    def test_waiting(self):
+        waiter = fixture.server().session()
+        waiter.send(call([drift(self.a, 0.9), drift(self.b, 0.9)]))
+        waiter.blocked(0.2)
+        self.other.execute("COMMIT")
+        waiter.wait()
+        waiter.close()
+        self.assertEqual(self.breaker(self.a)["consecutive_failures"], 1)
+
+    def test_waiting_for_so_long(self):
+        self.run_sql("SET lock_timeout = '100 ms'")
+        try:
+            self.refused(call([drift(self.a, 0.9)]), "55P03")
+        finally:
+            self.run_sql("RESET lock_timeout")
+
+    def test_until_passes_while_waiting(self):
+        waiter = fixture.server().session()
+        waiter.send("SELECT outcome, field FROM (" + call([{
+            **disable(self.a), "until": self.value("(clock_timestamp() + interval '150 ms')::text")}]) + ") t")
+        waiter.blocked(0.25)
+        self.other.execute("COMMIT")
+        self.assertEqual(waiter.wait(), "invalid|until")
+        waiter.close()
+        self.assertFalse(self.breaker(self.a)["disabled"])
+
+    def test_row_deleted_while_waiting(self):
+        waiter = fixture.server().session()
+        self.other.execute(f"DELETE FROM cbshm.breaker WHERE name = '{self.a}'")
+        waiter.send("SELECT outcome, changed FROM (" + call([disable(self.a)]) + ") t")
+        waiter.blocked(0.2)
+        self.other.execute("COMMIT")
+        self.assertEqual(waiter.wait(), "ok|t")
+        waiter.close()
+        self.assertEqual(self.version(self.a), 3)
+
+
+class OneByOne(ApplyTest):
+    """Random requests: in batches of any size, and each by itself."""
+
+    def requests(self, chance, names):
+        name = chance.choice(names)
+        return chance.choice([
+            lambda: drift(name, chance.choice([0, 0.1, 0.2, 0.21, 0.5, 1]), details=chance.choice([None, '{"a": 1}'])),
+            lambda: drift(name, chance.choice([0.3, 0.9])),
+            lambda: drift(name, 0.9),
+            lambda: schema_error(name, chance.choice([0, 4, 5, 100])),
+            lambda: disable(name, chance.choice(["one", "two"]), actor=chance.choice([None, "me"]),
+                            until=chance.choice([None, None, "infinity", "2999-01-01Z", "2001-01-01Z"])),
+            lambda: enable(name, reason=chance.choice([None, "fixed"])),
+            lambda: chance.choice([drift(name, 7), disable(name, ""), schema_error(name, -1)]),
+        ])()
+
+    def result(self, prefix):
+        """All that is left of a run, without what two runs cannot have in common (ids, times, versions)."""
+        return self.rows(f"""
+            SELECT substr(b.name, {len(prefix) + 1}) AS name, b.disabled, b.disabled_by, b.disabled_reason,
+                b.disabled_until IS NULL AS never, b.consecutive_failures, b.last_failure_at IS NULL AS never_failed,
+                b.drift_threshold, b.failure_threshold,
+                (SELECT jsonb_agg(jsonb_build_array(i.reason, i.severity, i.drift_score, i.sample_count, i.details,
+                    i.opened_by, i.resolved, i.resolved_by, left(i.resolution_notes, 10)) ORDER BY i.timestamp)
+                 FROM cbshm.incident i WHERE i.breaker = b.name) AS incidents,
+                (SELECT jsonb_agg(q.kind ORDER BY q.id) FROM cbshm.alert_queue q WHERE q.breaker = b.name) AS alerts,
+                (SELECT jsonb_agg(jsonb_build_array(l.action, l.actor) ORDER BY l.id)
+                 FROM cbshm.audit_log l WHERE l.breaker = b.name) AS audit
+            FROM cbshm.breaker b WHERE b.name LIKE '{prefix}%' ORDER BY 1""")
+
+    def answers(self, done):
+        def essence(incident):
+            return incident and {key: value for key, value in incident.items()
+                                 if key not in ("id", "breaker", "timestamp")}
+        return [(each["outcome"], each["field"], each["changed"], essence(each["incident"])) for each in done]
+
+    def test_equality(self):
+        seed = int(os.environ.get("CBSHM_TEST_SEED", random.randrange(1 << 30)))
+        tap.note(f"CBSHM_TEST_SEED={seed}")
+        chance = random.Random(seed)
+        for run in range(25):
+            prefixes = [f"{self.name} {run} {kind} " for kind in ("batch", "single")]
+            requests = [self.requests(chance, ["a", "b", "c"]) for _ in range(chance.randrange(1, 60))]
+            answers = {}
+            for prefix in prefixes:
+                self.run_sql(f"INSERT INTO cbshm.breaker (name, drift_threshold, failure_threshold) "
+                             f"VALUES ('{prefix}a', 0.4, 2)")
+                named = [{**request, "name": prefix + request["name"]} for request in requests]
+                size = 1 if prefix.endswith("single ") else chance.randrange(2, 30)
+                answers[prefix] = self.answers(
+                    [done for start in range(0, len(named), size) for done in self.apply(named[start:start + size])])
+            with self.subTest(seed=seed, run=run):
+                self.assertEqual(answers[prefixes[0]], answers[prefixes[1]])
+                self.assertEqual(self.result(prefixes[0]), self.result(prefixes[1]))
+
+
+if __name__ == "__main__":
+    tap.main()
