@@ -101,8 +101,10 @@ static void act(struct connection *connection)
 {
 	const struct step *step = current();
 
-	if (server.received < MESSAGES)
-		server.messages[server.received++] = strdup(connection->text);
+	if (server.received < MESSAGES) {
+		server.messages[server.received] = strdup(connection->text);
+		server.received++;
+	}
 	server.step++;
 	if (step->action == REPLY || step->action == REPLY_AND_CLOSE)
 		say(connection->fd, step->text);
@@ -255,7 +257,9 @@ static int open_files(void)
 /* A parameter of a received message; the caller deletes *root. */
 static const cJSON *sent(int message, const char *name, cJSON **root)
 {
-	*root = server.messages[message] != NULL ? cJSON_Parse(server.messages[message]) : NULL;
+	for (int i = 0; i < 200 && server.received <= message; i++)
+		poll(NULL, 0, 10);
+	*root = server.received > message ? cJSON_Parse(server.messages[message]) : NULL;
 	return cJSON_GetObjectItem(cJSON_GetObjectItem(*root, "parameters"), name);
 }
 
@@ -651,8 +655,7 @@ static void test_nonsense(void)
 		"{\"parameters\":{\"incident\":{\"id\":7}}}",
 		"{\"parameters\":{\"incident\":{\"id\":\"" UUID UUID "\"}}}",
 		"{\"error\":\"io.cbshm.Malformed\",\"parameters\":{\"message\":\"m\"}}",
-		"{\"error\":\"org.varlink.service.MethodNotFound\",\"parameters\":{\"method\":"
-		"\"m\"}}",
+		"{\"error\":\"org.varlink.service.MethodNotFound\",\"parameters\":{}}",
 		"{\"error\":\"\"}",
 		"{\"parameters\":{\"incident\":null}} x",
 	};
