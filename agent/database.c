@@ -784,12 +784,22 @@ struct database *database_new(struct agent *agent)
 	return database;
 }
 
+void database_stop(struct database *database)
+{
+	if (database == NULL)
+		return;
+	snprintf(database->trouble, sizeof(database->trouble), "the agent is stopping");
+	event_del(database->connect);
+	event_del(database->reset);
+	change_state(database, DATABASE_DISCONNECTED);
+	database->was_live = false;
+	close_all(database);
+}
+
 void database_free(struct database *database)
 {
 	if (database == NULL)
 		return;
-	database->state = DATABASE_DISCONNECTED;
-	close_all(database);
 	target_free(database->target);
 	event_free(database->connect);
 	event_free(database->reset);

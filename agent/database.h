@@ -30,6 +30,9 @@ enum database_state {
 
 /* Begins to connect as soon as the loop runs; agent's mirror, recovery and writer must be there then. */
 struct database *database_new(struct agent *agent);
+
+/* Closes the connections for good; the modules are told of what was under way. NULL is fine, as for free. */
+void database_stop(struct database *database);
 void database_free(struct database *database);
 
 /* Connects anew, with the settings of agent->config as it is now. */

@@ -38,6 +38,7 @@ struct program {
 	struct event *reload;
 	struct event *deadline;
 	bool stopping;
+	bool forced; /* without waiting for what is under way */
 };
 
 static void usage(FILE *file)
@@ -133,11 +134,21 @@ static void on_stopped(void *arg)
 
 static void on_deadline(evutil_socket_t fd, short what, void *arg)
 {
+	struct program *program = arg;
+
 	(void)fd;
 	(void)what;
+	if (program->forced) {
+		on_stopped(program);
+		return;
+	}
 	log_event(LOG_LEVEL_WARNING, "stop_forced", "reason=%s",
 		  LOG_VALUE("requests are not answered after 5 s"));
-	on_stopped(arg);
+	program->forced = true;
+	/* They are answered as well as can be, and the answers have a moment to go out. */
+	database_stop(program->agent.database);
+	writer_stop(program->agent.writer);
+	event_add(program->deadline, &(struct timeval){.tv_sec = 1});
 }
 
 static void on_terminate(evutil_socket_t signal_number, short what, void *arg)
@@ -155,16 +166,17 @@ static void on_terminate(evutil_socket_t signal_number, short what, void *arg)
 	listener_stop(program->agent.listener, on_stopped, program);
 }
 
-/* The reverse of start(). The database goes before the writer, which then knows what was lost. */
+/* The reverse of start(); but the connections go first, so that the others know what was lost. */
 static void stop(struct program *program)
 {
 	struct agent *agent = &program->agent;
 	struct event *const events[] = {program->terminate, program->interrupt, program->reload,
 					program->deadline};
 
-	database_free(agent->database);
+	database_stop(agent->database);
 	writer_free(agent->writer);
 	listener_free(agent->listener);
+	database_free(agent->database);
 	recovery_free(agent->recovery);
 	mirror_free(agent->mirror);
 	segment_writer_close(agent->segment);

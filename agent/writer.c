@@ -923,22 +923,24 @@ int writer_new(struct agent *agent, struct writer **writer)
 	return 0;
 }
 
-void writer_free(struct writer *writer)
+void writer_stop(struct writer *writer)
 {
 	struct batch *batch;
 
-	if (writer == NULL)
-		return;
 	/* The connections are closed: what was under way is among the lost. */
-	while ((batch = writer->lost) != NULL) {
-		if (batch->xid_result == NULL && batch->direct)
-			settle(batch, FATE_ABORTED);
-		else
-			settle(batch, FATE_UNKNOWN);
-	}
+	while ((batch = writer->lost) != NULL)
+		settle(batch,
+		       batch->xid_result == NULL && batch->direct ? FATE_ABORTED : FATE_UNKNOWN);
 	/* An answer may bring the next request. */
 	while (!writer_is_idle(writer))
 		refuse_waiting(writer);
+}
+
+void writer_free(struct writer *writer)
+{
+	if (writer == NULL)
+		return;
+	writer_stop(writer);
 	event_free(writer->kick);
 	event_free(writer->sweep);
 	free(writer);

@@ -16,7 +16,10 @@ struct writer;
 
 int writer_new(struct agent *agent, struct writer **writer);
 
-/* Answers everything that still waits (unavailable, or unknown for what was sent). NULL is fine. */
+/* Answers everything that still waits (unavailable, or unknown for what was sent). After database_stop(). */
+void writer_stop(struct writer *writer);
+
+/* The same, and frees it; the database may not be gone yet. NULL is fine. */
 void writer_free(struct writer *writer);
 
 /* Takes a request in; `request->done` is called once, later, from the event loop. */

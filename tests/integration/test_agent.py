@@ -798,8 +798,10 @@ class Process(unittest.TestCase):
             client.send("Disable", {"name": "stuck", "reason": "x", "timeout_ms": 60000})
             time.sleep(0.3)
             started = time.monotonic()
-            self.assertEqual(agent.stop(), 0)
+            self.assertEqual(agent.stop(), 0, agent.log())
             self.assertLess(time.monotonic() - started, 7)
+            outcome, reply = error_of(client.receive)
+            self.assertEqual(outcome, "DatabaseUnavailable", reply)
         session.execute("COMMIT")
 
     def test_sighup(self):
