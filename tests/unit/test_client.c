@@ -40,6 +40,7 @@ enum action {
 	REPLY_AND_CLOSE, /* the text, then the end of the connection */
 	CLOSE,           /* read, and close without a word */
 	SILENCE,         /* read, and nothing */
+	REPLY_TWICE,     /* the text, and a moment later something else that nobody asked for */
 	GREET_AND_CLOSE, /* at the door: the text, without reading anything */
 	CLOSE_AT_DOOR,   /* at the door: nothing */
 };
@@ -108,6 +109,11 @@ static void act(struct connection *connection)
 	server.step++;
 	if (step->action == REPLY || step->action == REPLY_AND_CLOSE)
 		say(connection->fd, step->text);
+	if (step->action == REPLY_TWICE) {
+		say(connection->fd, step->text);
+		poll(NULL, 0, 20);
+		say(connection->fd, "{\"error\":\"io.cbshm.Busy\",\"parameters\":{}}");
+	}
 	if (step->action == CLOSE || step->action == REPLY_AND_CLOSE)
 		hang_up(connection);
 }
@@ -454,6 +460,31 @@ static void test_incidents(void)
 	"\"policy\":{\"drift_threshold\":0.3,\"failure_threshold\":4,\"schema_error_threshold\":" \
 	"6,\"default_ttl_seconds\":0.5,\"auto_recover\":" recover "}}}}"
 
+/* As in the segment: what does not fit is cut between characters, and flagged. */
+static void test_long_reason(void)
+{
+	static char text[4000];
+	static struct step script[] = {{REPLY, text}};
+	char reason[600] = "a";
+	struct cbshm_state state;
+
+	for (int i = 0; i < 200; i++)
+		strcat(reason, "\u20ac");
+	snprintf(text, sizeof(text),
+		 "{\"parameters\":{\"state\":{\"name\":\"b\",\"is_open\":true,\"reason\":\"%s\","
+		 "\"consecutive_failures\":0,\"version\":1,\"policy\":" POLICY "}}}",
+		 reason);
+	server_begin(script, 1);
+	struct cbshm *client = client_at(server.path);
+
+	CU_ASSERT_EQUAL(cbshm_fetch_state(client, "b", NULL, &state), 0);
+	CU_ASSERT_EQUAL(strlen(state.disabled_reason), 238);
+	CU_ASSERT_EQUAL(strncmp(state.disabled_reason, reason, 238), 0);
+	CU_ASSERT_EQUAL(state.flags, CBSHM_STATE_REASON_CUT);
+	cbshm_close(client);
+	server_end();
+}
+
 static void test_state(void)
 {
 	SERVE({REPLY, STATE("null", "true")}, {REPLY, STATE("\"2001-01-01T00:00:00Z\"", "true")},
@@ -625,7 +656,7 @@ static void test_errors(void)
 /* A long message is cut, but never within a character. */
 static void test_long_message(void)
 {
-	static char text[2000] = "{\"error\":\"io.cbshm.Busy\",\"parameters\":{\"message\":\"a";
+	static char text[2000] = "{\"error\":\"io.cbshm.Busy\",\"parameters\":{\"message\":\"ab";
 	static struct step script[] = {{REPLY, text}};
 	struct cbshm_call call = {0};
 
@@ -636,8 +667,8 @@ static void test_long_message(void)
 	struct cbshm *client = client_at(server.path);
 
 	CU_ASSERT_EQUAL(cbshm_enable(client, "b", NULL, NULL, &call, NULL), CBSHM_ERR_BUSY);
-	CU_ASSERT_EQUAL(strlen(call.message), 255);
-	CU_ASSERT_STRING_EQUAL(call.message + 253, "\u00e9");
+	CU_ASSERT_EQUAL(strlen(call.message), 254);
+	CU_ASSERT_STRING_EQUAL(call.message + 252, "\u00e9");
 	cbshm_close(client);
 	server_end();
 }
@@ -761,6 +792,21 @@ static void test_closed_while_idle(void)
 		poll(NULL, 0, 20);
 	}
 	CU_ASSERT_EQUAL(server.received, 3);
+	cbshm_close(client);
+	server_end();
+}
+
+/* What lies in an idle connection is the answer to nothing. */
+static void test_stale_answer(void)
+{
+	SERVE({REPLY_TWICE, NO_INCIDENT});
+	struct cbshm *client = client_at(server.path);
+
+	for (int i = 1; i <= 3; i++) {
+		CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
+		CU_ASSERT_EQUAL(server.accepted, i);
+		poll(NULL, 0, 60);
+	}
 	cbshm_close(client);
 	server_end();
 }
@@ -990,6 +1036,7 @@ static const CU_TestInfo tests[] = {
 	{"policies", test_policy},
 	{"incidents", test_incidents},
 	{"the state as the database has it", test_state},
+	{"a reason that does not fit", test_long_reason},
 	{"bad arguments are refused by name, and nothing is sent", test_invalid},
 	{"the agent's errors keep their meaning and their message", test_errors},
 	{"a long message is cut between characters", test_long_message},
@@ -999,6 +1046,7 @@ static const CU_TestInfo tests[] = {
 	{"a disable that is lost twice is unknown", test_disable_lost_twice},
 	{"unknown stays unknown", test_unknown_stays_unknown},
 	{"a connection closed while idle", test_closed_while_idle},
+	{"an answer that nobody asked for", test_stale_answer},
 	{"turned away at the door: the reason is read", test_turned_away},
 	{"a read whose answer is lost", test_reads_lost},
 	{"deadlines", test_deadlines},
