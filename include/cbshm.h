@@ -80,7 +80,7 @@ enum cbshm_error {
 	CBSHM_ERR_UNKNOWN = -12,  /* sent, but whether it was applied cannot be known */
 	CBSHM_ERR_DENIED = -13,   /* the agent does not allow this user to do that */
 	CBSHM_ERR_PROTOCOL = -14, /* the peer at the socket does not speak io.cbshm */
-	CBSHM_ERR_REFUSED = -15  /* the agent is at a limit (connections, segment full) */
+	CBSHM_ERR_REFUSED = -15   /* the agent is at a limit (connections, segment full) */
 };
 
 /* A short English description of an error code; never NULL, never to be freed. Signal-safe. */
@@ -158,8 +158,8 @@ CBSHM_PUBLIC const char *cbshm_breaker_name(const struct cbshm_breaker *breaker)
 
 /* What an answer rests on. */
 enum cbshm_basis {
-	CBSHM_BASIS_SEGMENT = 0,    /* the breaker's own decision word */
-	CBSHM_BASIS_UNKNOWN = 1,    /* the segment has no such breaker: enabled */
+	CBSHM_BASIS_SEGMENT = 0,   /* the breaker's own decision word */
+	CBSHM_BASIS_UNKNOWN = 1,   /* the segment has no such breaker: enabled */
 	CBSHM_BASIS_NO_SEGMENT = 2 /* there is no segment to read: enabled */
 };
 

@@ -185,6 +185,9 @@ static void *segment_reader(void *arg)
 	return NULL;
 }
 
+/*
+ * All breakers go through the same versions, so that a slot often passes to a breaker of the version that its last one had.
+ */
 static uint64_t segment_flip(struct segment_writer *writer, double until)
 {
 	struct pattern pattern;
@@ -193,16 +196,17 @@ static uint64_t segment_flip(struct segment_writer *writer, double until)
 	char name[32];
 
 	while (seconds() < until) {
-		unsigned int i = (unsigned int)rand_r(&seed) % BREAKERS;
-
-		breaker_name(name, i);
-		pattern_fill(&pattern, name, ++version);
-		if (i != 0 && rand_r(&seed) % 3 == 0)
-			segment_writer_remove(writer, name);
-		else if (segment_writer_put(writer, &pattern.row, false) < 0)
-			return 0;
+		version++;
+		for (unsigned int i = 0; i < BREAKERS; i++) {
+			breaker_name(name, i);
+			pattern_fill(&pattern, name, version);
+			if (segment_writer_put(writer, &pattern.row, false) < 0)
+				return 0;
+			if (i != 0 && rand_r(&seed) % 3 == 0)
+				segment_writer_remove(writer, name);
+		}
 	}
-	return version;
+	return version * BREAKERS;
 }
 
 /* ---- the rounds ------------------------------------------------------------------------- */
