@@ -453,6 +453,27 @@ class Full(unittest.TestCase):
                 self.assertEqual(postgres.value("SELECT count(*) FROM cbshm.breaker"), "16")
                 self.assertEqual(error_of(agent.call, "Disable", name="b3", reason="x")[0], "ok")
 
+    def test_room_that_comes(self):
+        with Postgres().migrate() as postgres:
+            with Agent(postgres, config={"segment": {"capacity": "16"}}) as agent:
+                postgres.psql("INSERT INTO cbshm.breaker (name, disabled) SELECT 'b' || i, true "
+                              "FROM generate_series(0, 15) i")
+                wait_for(lambda: is_open(agent, "b15"), 3)
+                # For a moment, the segment has to hold both names.
+                postgres.psql("UPDATE cbshm.breaker SET name = 'renamed' || name")
+                wait_for(lambda: all(is_open(agent, f"renamedb{i}") for i in range(16)), 5)
+                # One that did not fit comes when another goes.
+                postgres.psql("INSERT INTO cbshm.breaker (name, disabled) VALUES ('late', true)")
+                time.sleep(0.3)
+                self.assertIsNone(listed(agent, "late"))
+                postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'renamedb7'")
+                wait_for(lambda: is_open(agent, "late"), 5)
+                # So it is with what has changed while the agent was away.
+                agent.stop()
+                postgres.psql("UPDATE cbshm.breaker SET name = 'again' || name")
+                agent.start()
+                wait_for(lambda: is_open(agent, "againlate"), 5)
+
 
 class Faults(unittest.TestCase):
     """The database goes away, in every way."""
