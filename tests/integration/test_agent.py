@@ -590,6 +590,24 @@ class Faults(unittest.TestCase):
         wait_for(lambda: agent.header()[0] == LIVE, 5)
         self.assertEqual(error_of(agent.call, "Enable", name="frozen")[0], "ok")
 
+    def test_frozen_lane(self):
+        agent = self.agent()
+        agent.call("SetPolicy", name="frozen", set={"failure_threshold": 2})
+        pid = int(self.postgres.value("SELECT pid FROM pg_stat_activity WHERE application_name = 'cbagent' "
+                                      "ORDER BY backend_start DESC LIMIT 1"))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            agent.call("Disable", name="frozen", reason="x", ttl_seconds=0.1)
+            open_ones = "SELECT count(*) FROM cbshm.breaker WHERE disabled"
+            wait_for(lambda: self.postgres.value(open_ones) == "0", 20, "the recovery over another connection")
+            self.assertEqual(error_of(agent.call, "SetPolicy", name="frozen", set={"failure_threshold": 3})[0], "ok")
+            self.assertIn("event=database_lane_lost", agent.log())
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: self.postgres.value(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}") == "0", 5)
+        self.assertEqual(self.postgres.value("SELECT count(*) FROM cbshm.audit_log WHERE action = 'recover'"), "1")
+        self.assertEqual(agent.call("GetState", name="frozen")["state"]["policy"]["failure_threshold"], 3)
+
     def test_database_down_at_start(self):
         first = self.agent()
         first.call("Disable", name="down", reason="x")
