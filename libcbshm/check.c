@@ -77,7 +77,7 @@ static bool is_plainly_open(const struct cbshm_breaker *breaker, uint64_t *word)
 
 	return (*word & (CBSHM_WORD_DISABLED | CBSHM_WORD_INDEX | CBSHM_WORD_MOVED)) ==
 		       CBSHM_WORD_DISABLED &&
-	       word_generation(*word) == word_generation(live) && !word_may_expire(*word);
+	       live_fits(live, *word) && !word_may_expire(*word);
 }
 
 struct cbshm_decision cbshm_check_slow(const struct cbshm_breaker *breaker)
