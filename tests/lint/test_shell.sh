@@ -6,7 +6,7 @@
 
 need shellcheck
 cd "$source_dir" || exit 1
-for script in quickstart .ci/run tests/support/summary tests/*/*.sh; do
+for script in quickstart .ci/run tests/support/summary tests/support/failures tests/*/*.sh; do
 	case_of "$script" shellcheck "$script"
 done
 if [ -e cbctl/completion/cbctl ]; then

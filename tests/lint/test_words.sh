@@ -7,7 +7,7 @@
 cd "$source_dir" || exit 1
 
 files() {
-	find . \( -name .git -o -name autom4te.cache -o -name 'build*' -o -name m4 -o -name _inst -o -name corpus \) -prune -o \
+	find . \( -name .git -o -name autom4te.cache -o -name 'build*' -o -name _build -o -name _inst -o -name m4 -o -name corpus \) -prune -o \
 		-type f ! -name configure ! -name 'configure~' ! -name Makefile.in ! -name aclocal.m4 ! -name 'config.h.in*' \
 		! -name '*.pyc' ! -name '*.csv' ! -path ./tests/lint/test_words.sh -print
 }
