@@ -646,7 +646,8 @@ static void on_lane_settings(struct unit *unit, enum unit_end end, void *arg)
 {
 	struct database *database = arg;
 
-	(void)unit;
+	if (end == UNIT_FAILED)
+		database_break(database, PQresultErrorMessage(unit_error(unit)));
 	if (end != UNIT_DONE)
 		return;
 	database->lane_ready = true;

@@ -54,7 +54,7 @@ class Proxy:
     """
     Between agent and server: a Unix socket (or, without a directory, a TCP port) that passes bytes on, message by message from the server.
     `filter(type, body)` says what to do with a server's message: True = pass, False = drop,
-    None = cut the connection, without passing it. `client_filter(bytes)` likewise with what comes from the agent.
+    None = cut the connection, without passing it. `client_filter(bytes)` likewise with what comes from the agent; other bytes go in their place.
     """
 
     def __init__(self, postgres, directory=None):
@@ -104,9 +104,10 @@ class Proxy:
     def _from_client(self, client, server):
         try:
             while data := client.recv(65536):
-                if self.client_filter(data) is None:
+                verdict = self.client_filter(data)
+                if verdict is None:
                     break
-                server.sendall(data)
+                server.sendall(data if verdict is True else verdict)
         except OSError:
             pass
         self._cut(client, server)
@@ -607,6 +608,20 @@ class Faults(unittest.TestCase):
         wait_for(lambda: self.postgres.value(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}") == "0", 5)
         self.assertEqual(self.postgres.value("SELECT count(*) FROM cbshm.audit_log WHERE action = 'recover'"), "1")
         self.assertEqual(agent.call("GetState", name="frozen")["state"]["policy"]["failure_threshold"], 3)
+
+    def test_lane_whose_settings_fail(self):
+        proxy = self.proxy()
+        agent = self.agent(conninfo=proxy.conninfo())
+        spoilt = []
+
+        def spoil(data):
+            if spoilt or b"'TimeZone', 'UTC'" not in data:
+                return True
+            spoilt.append(True)
+            return data.replace(b"'TimeZone', 'UTC'", b"'TimeZone', 'XXX'")
+        proxy.client_filter = spoil
+        self.assertEqual(error_of(agent.call, "SetPolicy", name="x", set={"failure_threshold": 2})[0], "ok")
+        self.assertTrue(spoilt)
 
     def test_database_down_at_start(self):
         first = self.agent()
