@@ -102,6 +102,7 @@ struct database {
 	bool write_checked; /* write likewise */
 	bool lane_ready;
 	int64_t lane_retry_at;
+	char lane_trouble[512]; /* "": none, or it is not known yet */
 	char incarnation[96];
 	char write_incarnation[96];
 
@@ -182,6 +183,11 @@ const char *database_trouble(const struct database *database)
 	return database->trouble;
 }
 
+const char *database_lane_trouble(const struct database *database)
+{
+	return database->lane_trouble;
+}
+
 struct connection *database_control(struct database *database)
 {
 	return database->control;
@@ -251,6 +257,7 @@ static void close_all(struct database *database)
 	database->lane = database->write = database->control = NULL;
 	database->opened = 0;
 	database->lane_ready = false;
+	database->lane_trouble[0] = '\0';
 	database->heartbeat_pending = false;
 	database->deaf = database->heard = false;
 	mirror_disconnected(database->agent->mirror);
@@ -282,17 +289,22 @@ static void on_reset(evutil_socket_t fd, short what, void *arg)
 	writer_database_changed(database->agent->writer);
 }
 
+static void set_trouble(char trouble[512], const char *reason)
+{
+	snprintf(trouble, 512, "%s", reason);
+	for (char *p = trouble; *p != '\0'; p++) {
+		if (*p == '\n' || *p == '\t')
+			*p = ' ';
+	}
+}
+
 static void give_up(struct database *database, const char *reason, bool schema)
 {
 	/* The first reason is the cause, the others are its consequences. */
 	if (event_pending(database->reset, EV_TIMEOUT, NULL) ||
 	    database->state == DATABASE_DISCONNECTED)
 		return;
-	snprintf(database->trouble, sizeof(database->trouble), "%s", reason);
-	for (char *p = database->trouble; *p != '\0'; p++) {
-		if (*p == '\n' || *p == '\t')
-			*p = ' ';
-	}
+	set_trouble(database->trouble, reason);
 	database->schema_trouble = schema;
 	event_add(database->reset, &(struct timeval){0});
 }
@@ -651,6 +663,7 @@ static void on_lane_settings(struct unit *unit, enum unit_end end, void *arg)
 	if (end != UNIT_DONE)
 		return;
 	database->lane_ready = true;
+	database->lane_trouble[0] = '\0';
 	connection_allow_prepare(database->lane, database->heard);
 	writer_database_changed(database->agent->writer);
 	recovery_ready(database->agent->recovery);
@@ -669,6 +682,7 @@ static void on_lane_lost(struct connection *connection, const char *message, voi
 	struct database *database = arg;
 
 	log_event(LOG_LEVEL_WARNING, "database_lane_lost", "reason=%s", LOG_VALUE(message));
+	set_trouble(database->lane_trouble, message);
 	database->lane = NULL;
 	database->lane_ready = false;
 	database->lane_retry_at = clock_microseconds(CLOCK_MONOTONIC) + BACKOFF_LANE;

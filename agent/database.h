@@ -49,6 +49,9 @@ bool database_expected(const struct database *database);
 /* Why the database is away, for people; "" if it is not known. */
 const char *database_trouble(const struct database *database);
 
+/* Why there is no lane although it was asked for; "" if there is one, or nobody knows yet. */
+const char *database_lane_trouble(const struct database *database);
+
 /* The connections. Only while live; the lane may be NULL: it is being opened, writer and recovery are told. */
 struct connection *database_control(struct database *database);
 struct connection *database_write(struct database *database);

@@ -130,10 +130,8 @@ static void answer_status(struct ticket *ticket, enum answer_status status, cons
 	answer(ticket, &(struct answer){.status = status, .message = message});
 }
 
-static const char *away(struct writer *writer, char room[640])
+static const char *away(const char *trouble, char room[640])
 {
-	const char *trouble = database_trouble(writer->agent->database);
-
 	snprintf(room, 640, "Postgres cannot be written to, nothing was applied: %s",
 		 *trouble != '\0' ? trouble : "the agent is not connected");
 	return room;
@@ -824,9 +822,14 @@ static void expire_batch(struct batch *batch, int64_t now)
 static void expire(struct writer *writer)
 {
 	const int64_t now = clock_microseconds(CLOCK_MONOTONIC);
+	const char *lane_trouble = database_lane_trouble(writer->agent->database);
+	char message[640];
 
 	expire_tickets(&writer->queue, now, ANSWER_TIMEOUT, timeout_text);
-	expire_lanes(writer, now, ANSWER_BUSY, busy_text);
+	if (*lane_trouble != '\0')
+		expire_lanes(writer, now, ANSWER_DATABASE_UNAVAILABLE, away(lane_trouble, message));
+	else
+		expire_lanes(writer, now, ANSWER_BUSY, busy_text);
 	expire_reads(writer, now,
 		     &(struct answer){.status = ANSWER_TIMEOUT, .message = timeout_text});
 	expire_batch(writer->active, now - UNANSWERED_MAX);
@@ -840,7 +843,7 @@ static void refuse_waiting(struct writer *writer)
 {
 	char message[640];
 
-	away(writer, message);
+	away(database_trouble(writer->agent->database), message);
 	expire_tickets(&writer->queue, INT64_MAX, ANSWER_DATABASE_UNAVAILABLE, message);
 	expire_lanes(writer, INT64_MAX, ANSWER_DATABASE_UNAVAILABLE, message);
 	expire_reads(writer, INT64_MAX,

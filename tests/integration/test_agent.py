@@ -609,6 +609,15 @@ class Faults(unittest.TestCase):
         self.assertEqual(self.postgres.value("SELECT count(*) FROM cbshm.audit_log WHERE action = 'recover'"), "1")
         self.assertEqual(agent.call("GetState", name="frozen")["state"]["policy"]["failure_threshold"], 3)
 
+    def test_lane_that_cannot_be_had(self):
+        self.postgres.psql("ALTER ROLE cbagent CONNECTION LIMIT 2")
+        agent = self.agent()
+        error, parameters = error_of(agent.call, "SetPolicy", name="few", set={"failure_threshold": 2}, timeout_ms=800)
+        self.assertEqual(error, "DatabaseUnavailable")
+        self.assertIn("too many connections for role", parameters["message"])
+        self.postgres.psql("ALTER ROLE cbagent CONNECTION LIMIT -1")
+        self.assertEqual(error_of(agent.call, "SetPolicy", name="few", set={"failure_threshold": 2})[0], "ok")
+
     def test_lane_whose_settings_fail(self):
         proxy = self.proxy()
         agent = self.agent(conninfo=proxy.conninfo())
