@@ -1004,6 +1004,18 @@ bool segment_writer_has_room(const struct segment_writer *writer)
 	return writer->breakers < writer->file.view.layout.capacity;
 }
 
+bool segment_writer_reserve(struct segment_writer *writer, uint32_t more)
+{
+	if (more > writer->file.view.layout.capacity - writer->breakers)
+		return false;
+	while (segment_allocated(&writer->file.view) - writer->fresh + writer->resting_count <
+	       more) {
+		if (slots_grow(writer) < 0)
+			return false;
+	}
+	return true;
+}
+
 uint32_t segment_writer_slots(const struct segment_writer *writer)
 {
 	return writer->fresh;

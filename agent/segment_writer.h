@@ -83,6 +83,8 @@ uint64_t segment_writer_version(const struct segment_writer *writer, const char 
 
 /* Is there room for one more name? */
 bool segment_writer_has_room(const struct segment_writer *writer);
+/* Makes sure that so many more find their place, also in the file system. False: there is none to be had. */
+bool segment_writer_reserve(struct segment_writer *writer, uint32_t more);
 
 /*
  * The slots, for listing: *detail and *name (NUL-terminated) of a live slot; false for a free one.

@@ -545,12 +545,11 @@ static bool is_late(struct tickets *tickets, int64_t now, enum answer_status sta
 /* Room in the segment for this name, if `fresh` others of the batch are new? */
 static bool has_room(struct writer *writer, const struct request *request, unsigned *fresh)
 {
-	const struct segment_writer *segment = writer->agent->segment;
+	struct segment_writer *segment = writer->agent->segment;
 
 	if (segment_writer_version(segment, request->name) != 0)
 		return true;
-	if (!segment_writer_has_room(segment) ||
-	    segment_writer_breakers(segment) + *fresh >= writer->agent->config->segment_capacity)
+	if (!segment_writer_reserve(segment, *fresh + 1))
 		return false;
 	++*fresh;
 	return true;
@@ -570,8 +569,11 @@ static bool place(struct writer *writer, struct batch *batch, unsigned *fresh)
 		if (batch->count > 0)
 			return false; /* those before it may be the ones that fill it */
 		answer_status(writer->queue.first, ANSWER_LIMIT,
-			      "the segment has no room for another breaker: raise capacity in "
-			      "[segment] of the agent's configuration");
+			      segment_writer_has_room(writer->agent->segment)
+				      ? "the file system of the segment is full: there is no room "
+					"for another breaker"
+				      : "the segment has no room for another breaker: raise "
+					"capacity in [segment] of the agent's configuration");
 		free(tickets_take(&writer->queue));
 		return true;
 	}

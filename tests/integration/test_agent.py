@@ -2,6 +2,7 @@
 """The database side of the agent: mirror, writes, recovery, reconnects, signals, against a real PostgreSQL."""
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -453,6 +454,25 @@ class Full(unittest.TestCase):
                 self.assertEqual(outcomes, ["ok"] * 16 + ["LimitExceeded"] * 4)
                 self.assertEqual(postgres.value("SELECT count(*) FROM cbshm.breaker"), "16")
                 self.assertEqual(error_of(agent.call, "Disable", name="b3", reason="x")[0], "ok")
+
+    def test_no_room_in_the_file_system(self):
+        # The limit of a file's size fails like a full file system.
+        ignore = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"]
+        with Postgres().migrate() as postgres:
+            with Agent(postgres, config={"segment": {"capacity": "2048"}}, prefix=ignore) as agent:
+                postgres.psql("INSERT INTO cbshm.breaker (name) SELECT 'b' || i FROM generate_series(1, 1024) i")
+                wait_for(lambda: agent.header()[2] == 1024, 5)
+                unlimited = resource.prlimit(agent.pid, resource.RLIMIT_FSIZE)
+                resource.prlimit(agent.pid, resource.RLIMIT_FSIZE,
+                                 (os.stat("/dev/shm" + agent.segment).st_size, unlimited[1]))
+                error, parameters = error_of(agent.call, "Disable", name="one more", reason="x")
+                self.assertEqual(error, "LimitExceeded")
+                self.assertIn("the file system of the segment is full", parameters["message"])
+                self.assertEqual(postgres.value("SELECT count(*) FROM cbshm.breaker"), "1024")
+                self.assertEqual(error_of(agent.call, "Disable", name="b3", reason="x")[0], "ok")
+                resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, unlimited)
+                agent.call("Disable", name="one more", reason="x")
+                self.assertTrue(is_open(agent, "one more"))
 
     def test_room_that_comes(self):
         with Postgres().migrate() as postgres:
