@@ -315,19 +315,36 @@ static void check_heading(struct parser *parser, const char *line)
 		complain_section(parser, section);
 }
 
-/* fgets(3) that counts lines and does not let libinih take the rest of a long line for another one. */
+static char *skip_line(struct parser *parser, char *line, int c)
+{
+	while (c != EOF && c != '\n')
+		c = getc(parser->file);
+	return strcpy(line, "\n");
+}
+
+/*
+ * fgets(3) that counts lines, sees NULs (a crash leaves files full of them), and does not let libinih take the rest of
+ * a long line for another one.
+ */
 static char *read_line(char *line, int size, void *stream)
 {
 	struct parser *parser = stream;
-	size_t length;
-	int c;
+	int length = 0, c = 0;
 
-	if (fgets(line, size, parser->file) == NULL)
+	while (length < size - 1 && c != '\n' && (c = getc(parser->file)) != EOF) {
+		line[length++] = (char)c;
+		if (c == '\0') {
+			parser->line++;
+			complain(parser, parser->line, "a NUL byte: this is no text");
+			return skip_line(parser, line, c);
+		}
+	}
+	if (length == 0)
 		return NULL;
+	line[length] = '\0';
 	parser->line++;
-	length = strlen(line);
 	check_heading(parser, line);
-	if (length + 1 < (size_t)size || line[length - 1] == '\n')
+	if (length + 1 < size || line[length - 1] == '\n')
 		return line;
 	c = getc(parser->file);
 	if (c == EOF)
@@ -336,9 +353,7 @@ static char *read_line(char *line, int size, void *stream)
 		 "longer than %d bytes; a value may go on in the next line if that begins with a "
 		 "blank",
 		 size - 2);
-	while (c != EOF && c != '\n')
-		c = getc(parser->file);
-	return strcpy(line, "\n");
+	return skip_line(parser, line, c);
 }
 
 static void check_conninfo(struct parser *parser)

@@ -853,6 +853,11 @@ class Process(unittest.TestCase):
         done = self.run_agent("--check", "--config", path)
         self.assertEqual(done.returncode, 1)
         self.assertIn(f"{path}:2: capacity = lots", done.stderr)
+        for data, line in (b"\0" * 512, 1), (b"[segment]\nname = /x\0y\n", 2):
+            with open(path, "wb") as file:
+                file.write(data)
+            done = self.run_agent("--check", "--config", path)
+            self.assertEqual((done.returncode, done.stderr), (1, f"{path}:{line}: a NUL byte: this is no text\n"))
         self.assertEqual(self.run_agent("--config", "/nonexistent").returncode, 1)
 
     def test_a_second_agent_on_the_same_segment(self):
