@@ -159,6 +159,14 @@ int segment_lock(const char *name, int *descriptor, const struct segment_message
 	return segment_fail(message, -EAGAIN, "%s comes and goes; who removes it?", path);
 }
 
+bool segment_lock_in_place(int descriptor, const char *name)
+{
+	char path[256];
+
+	segment_path(path, name, SUFFIX_LOCK);
+	return same_file(descriptor, path);
+}
+
 /* ---- opening and making ----------------------------------------------------------------- */
 
 static int map_file(struct segment_file *file, const struct segment_layout *layout)

@@ -41,6 +41,9 @@ void segment_path(char path[256], const char *name, const char *suffix);
  */
 int segment_lock(const char *name, int *descriptor, const struct segment_message *message);
 
+/* Does the lock still have its name? Otherwise the next agent makes another one, and holds that. */
+bool segment_lock_in_place(int descriptor, const char *name);
+
 /*
  * Opens and maps the segment that stands under the name. 1: it is there and it is ours, but damaged or of another
  * layout (nothing is mapped). -ENOENT: there is none. Anything else: it must not be touched.

@@ -760,13 +760,30 @@ void segment_writer_set_state(struct segment_writer *writer, enum cbshm_segment_
 	writer->changed = true;
 }
 
+/* Takes the lock again if somebody has removed it. -EAGAIN: another agent was faster. */
+static int keep_lock(struct segment_writer *writer)
+{
+	char text[256];
+	int lock, error;
+
+	if (segment_lock_in_place(writer->lock, writer->name))
+		return 0;
+	error = segment_lock(writer->name, &lock, &(struct segment_message){text, sizeof(text)});
+	if (error)
+		return error;
+	close(writer->lock);
+	writer->lock = lock;
+	return 0;
+}
+
 /*
  * Also the moment to see whether the segment still has its name: without it no new client finds it, and the next
- * agent would make another one that today's readers never hear of.
+ * agent would make another one that today's readers never hear of. The same goes for the lock: without its name,
+ * a second agent would write into the segment of this one.
  */
 void segment_writer_heartbeat(struct segment_writer *writer)
 {
-	if (!segment_file_in_place(&writer->file, writer->name))
+	if (keep_lock(writer) != -EAGAIN && !segment_file_in_place(&writer->file, writer->name))
 		replace_quietly(writer); /* if that fails, the next turn tries again */
 	word_store(&header_of(writer)->heartbeat, (uint64_t)clock_ns(CLOCK_MONOTONIC));
 }

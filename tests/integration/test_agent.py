@@ -14,6 +14,7 @@ import unittest
 from support import tap
 from support.agent import Agent, program, wait_for
 from support.postgres import Postgres
+from support.probe import Probe
 from support.varlink import Varlink, VarlinkError
 
 STOPPED, DISCONNECTED, LIVE = 4, 3, 2
@@ -866,6 +867,24 @@ class Process(unittest.TestCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn("start_failed", done.stderr)
         self.assertTrue(agent.is_ready())
+
+    def test_segment_and_lock_are_removed(self):
+        """As systemd-logind does with RemoveIPC=yes, when a user who runs an agent logs out."""
+        agent = self.agent()
+        with Probe(agent) as probe:
+            agent.call("Disable", name="removed", reason="x")
+            self.assertTrue(probe.disabled("removed"))
+            for suffix in ("", ".lock"):
+                os.unlink("/dev/shm" + agent.segment + suffix)
+            for suffix in ("", ".lock"):
+                wait_for(lambda: os.path.exists("/dev/shm" + agent.segment + suffix), 5)
+            agent.config["socket"]["path"] += "-other"
+            agent.write_config()
+            done = self.run_agent("--config", agent.config_path)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("another cbagent is running on this segment", done.stderr)
+            agent.call("Enable", name="removed")
+            self.assertFalse(probe.disabled("removed"))
 
     def test_sigterm(self):
         agent = self.agent()
