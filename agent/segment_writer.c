@@ -927,18 +927,18 @@ static int update(struct segment_writer *writer, const struct breaker_row *row, 
 		  uint32_t slot, uint64_t word)
 {
 	union latch_detail detail, old = {.words = {0}};
+	uint64_t value = (uint64_t)(uint32_t)row->version << CBSHM_WORD_EPOCH_SHIFT |
+			 (word & CBSHM_WORD_GENERATION_MASK) | row_flags(row);
 
 	writer->seen[slot] = writer->load;
 	read_detail(writer, slot, &old);
 	if (!force && row->version <= old.detail.version)
 		return 0;
 	row_detail(writer, row, &detail);
-	if (memcmp(&detail, &old, sizeof(detail)) == 0)
+	/* A kill in a change without a new version, of the policy, may have left the new word with the old details. */
+	if (value == word && memcmp(&detail, &old, sizeof(detail)) == 0)
 		return 0;
-	latch_write(record_of(writer, slot), word_of(writer, slot),
-		    (uint64_t)(uint32_t)row->version << CBSHM_WORD_EPOCH_SHIFT |
-			    (word & CBSHM_WORD_GENERATION_MASK) | row_flags(row),
-		    &detail);
+	latch_write(record_of(writer, slot), word_of(writer, slot), value, &detail);
 	writer->changed = true;
 	return 1;
 }

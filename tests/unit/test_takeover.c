@@ -225,6 +225,33 @@ static void test_killed_in_latch(void)
 	}
 }
 
+/* A policy that changed without a new version, killed after the word; when the agent is back it has changed back. */
+static void test_killed_in_policy_change(void)
+{
+	const char *name = scratch_segment();
+	struct segment_writer *writer = scratch_writer(name, 16);
+	struct cbshm *client = scratch_client(name);
+	struct cbshm_breaker *breaker = scratch_breaker(client, "a");
+	struct segment_view view = scratch_map(name);
+	struct breaker_row row = row_open("a", 5);
+
+	row.disabled_until = -INT64_MAX; /* whose deadline does not depend on the clock */
+	row.auto_recover = true;
+	put(writer, row);
+	CU_ASSERT(!cbshm_is_disabled(breaker)); /* long over */
+	segment_record(&view, 0)->sequence++;
+	*segment_word(&view, 0) &= ~CBSHM_WORD_AUTO_RECOVER;
+	CU_ASSERT(cbshm_is_disabled(breaker));
+	segment_writer_close(writer);
+	writer = scratch_writer(name, 16);
+	CU_ASSERT_EQUAL(segment_writer_put(writer, &row, true), 1);
+	CU_ASSERT(!cbshm_is_disabled(breaker));
+	CU_ASSERT_EQUAL(segment_writer_put(writer, &row, true), 0);
+	scratch_unmap(&view);
+	segment_writer_close(writer);
+	cbshm_close(client);
+}
+
 /* ---- a writer killed in an insert or a remove ------------------------------------------- */
 
 static uint64_t *bucket_of(const struct segment_view *view, const char *name)
@@ -762,6 +789,7 @@ int main(void)
 	CU_add_test(suite, "two agents on one segment", test_two_agents);
 	CU_add_test(suite, "impossible options", test_options);
 	CU_add_test(suite, "killed at each step of an update", test_killed_in_latch);
+	CU_add_test(suite, "killed while a policy changes", test_killed_in_policy_change);
 	CU_add_test(suite, "killed at each step of an insert", test_killed_in_insert);
 	CU_add_test(suite, "killed while a slot is used again", test_killed_in_reuse);
 	CU_add_test(suite, "a damaged index is repaired", test_damaged_index);
