@@ -50,8 +50,8 @@ struct batch {
 	PGresult *xid_result; /* sent by the server before it begins to commit */
 
 	/* For one that was lost. */
-	bool direct; /* see connection_is_direct() */
-	bool asked;  /* its outcome is being looked up */
+	bool heard_all; /* see unit_heard_all() */
+	bool asked;     /* its outcome is being looked up */
 	char incarnation[96];
 	struct batch *next;
 };

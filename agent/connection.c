@@ -38,7 +38,9 @@ struct unit {
 	struct statement statements[UNIT_STATEMENTS_MAX];
 	PGresult *results[UNIT_STATEMENTS_MAX];
 	unsigned count;
-	int failed; /* the statement, -1 = none */
+	int failed;   /* the statement, -1 = none */
+	bool flushed; /* one of the statements is */
+	bool heard_all;
 	unit_row *row;
 	unit_done *done;
 	void *arg;
@@ -65,7 +67,8 @@ struct connection {
 	struct event *lost;    /* calls events.lost from the loop itself */
 	bool open;
 	bool broken;
-	bool direct;
+	bool direct; /* a Unix socket whose other end is a postgres */
+	bool ended;  /* the other end has closed it, and all that it sent has been read */
 	char message[512];
 	char server[128];
 
@@ -135,7 +138,7 @@ void unit_streamed(struct unit *unit, unit_row *row)
 
 void unit_flushed(struct unit *unit)
 {
-	unit->statements[unit->count - 1].flushed = true;
+	unit->statements[unit->count - 1].flushed = unit->flushed = true;
 }
 
 const PGresult *unit_result(const struct unit *unit, unsigned statement)
@@ -154,6 +157,11 @@ PGresult *unit_take_result(struct unit *unit, unsigned statement)
 const PGresult *unit_error(const struct unit *unit)
 {
 	return unit->failed < 0 ? NULL : unit->results[unit->failed];
+}
+
+bool unit_heard_all(const struct unit *unit)
+{
+	return unit->heard_all;
 }
 
 int64_t unit_sent_at(const struct unit *unit)
@@ -179,6 +187,15 @@ static void unit_end(struct unit *unit, enum unit_end end)
 }
 
 /* ---- the end of a connection ---- */
+
+/* Reads what there is; 0 at the end. */
+static int consume(struct connection *connection)
+{
+	const int alive = PQconsumeInput(connection->pg);
+
+	connection->ended = !alive && PQstatus(connection->pg) == CONNECTION_BAD;
+	return alive;
+}
 
 static void lose(struct connection *connection, const char *message)
 {
@@ -210,21 +227,47 @@ static void free_event(struct event **event)
 	*event = NULL;
 }
 
+static void take_results(struct connection *connection);
+
+/*
+ * Gives up a connection whose other end is alive, at a point that both sides know: from the shutdown on the server can
+ * send nothing over a Unix socket, and a server that cannot send ends before its next statement; what it sent before is
+ * read here.
+ */
+static void cut_off(struct connection *connection)
+{
+	int alive = 1;
+
+	connection->open = false; /* nothing more goes out */
+	if (shutdown(PQsocket(connection->pg), SHUT_RD) != 0)
+		return;
+	while (alive && connection->active != NULL && !connection->broken) {
+		alive = consume(connection);
+		take_results(connection);
+	}
+}
+
 void connection_free(struct connection *connection)
 {
 	struct unit *unit;
 
 	if (connection == NULL)
 		return;
+	if (connection->direct && !connection->broken && connection->active != NULL &&
+	    connection->active->flushed)
+		cut_off(connection);
 	connection->broken = true;
 	free_event(&connection->readable);
 	free_event(&connection->writable);
 	free_event(&connection->timeout);
 	free_event(&connection->lost);
-	if (connection->active != NULL)
+	if (connection->active != NULL) {
+		connection->active->heard_all = connection->direct && connection->ended;
 		unit_end(connection->active, UNIT_LOST);
+	}
 	while ((unit = connection->first) != NULL) {
 		connection->first = unit->next;
+		unit->heard_all = true;
 		unit_end(unit, UNIT_LOST);
 	}
 	PQfinish(connection->pg);
@@ -481,7 +524,7 @@ static void on_ready(evutil_socket_t fd, short what, void *arg)
 		return;
 	if ((what & EV_READ) != 0) {
 		connection->heard_at = clock_microseconds(CLOCK_MONOTONIC);
-		alive = PQconsumeInput(connection->pg);
+		alive = consume(connection);
 	}
 	/* Also after a failure: what the server sent before it is still there. */
 	take_notifications(connection);
@@ -631,11 +674,6 @@ int64_t connection_silence(const struct connection *connection)
 									  : connection->asked_at;
 
 	return connection->active == NULL ? 0 : clock_microseconds(CLOCK_MONOTONIC) - since;
-}
-
-bool connection_is_direct(const struct connection *connection)
-{
-	return connection->direct;
 }
 
 const char *connection_server(const struct connection *connection)

@@ -42,8 +42,12 @@ unsigned unit_add(struct unit *unit, const char *sql, int count, ...);
 void unit_binary(struct unit *unit);   /* its result comes in binary */
 void unit_prepared(struct unit *unit); /* it is often used: worth preparing, if allowed */
 void unit_streamed(struct unit *unit,
-		   unit_row *);       /* each row is given to the function, none kept */
-void unit_flushed(struct unit *unit); /* the server sends what it has right after it */
+		   unit_row *); /* each row is given to the function, none kept */
+/*
+ * The server sends what it has right after it, before it begins with the next one; and it is taken even if the
+ * connection is given up from this side.
+ */
+void unit_flushed(struct unit *unit);
 
 /* For `done`: the result of a statement, NULL if none came. Freed with the unit, after `done`. */
 const PGresult *unit_result(const struct unit *unit, unsigned statement);
@@ -53,6 +57,12 @@ PGresult *unit_take_result(struct unit *unit, unsigned statement);
 
 /* The result that says why it failed; NULL unless a statement has. */
 const PGresult *unit_error(const struct unit *unit);
+
+/*
+ * Of a unit that ended as UNIT_LOST: what the server has sent about it is all here, so that what did not come was not
+ * sent. True if the unit itself was not sent yet, and on a Unix socket whose other end is a postgres.
+ */
+bool unit_heard_all(const struct unit *unit);
 
 /* Microseconds of CLOCK_BOOTTIME when it was sent and when it ended. */
 int64_t unit_sent_at(const struct unit *unit);
@@ -88,9 +98,6 @@ void connection_allow_prepare(struct connection *connection, bool allow);
 
 /* Microseconds since the server should have answered and has sent nothing; 0 if nothing is expected. */
 int64_t connection_silence(const struct connection *connection);
-
-/* A Unix socket whose other end is a postgres: what the server has sent before it died arrives in any case. */
-bool connection_is_direct(const struct connection *connection);
 
 /* host:port for the log; valid as long as the connection. */
 const char *connection_server(const struct connection *connection);

@@ -455,8 +455,8 @@ static void look_up(struct batch *batch)
 	if (batch->asked)
 		return;
 	if (batch->xid_result == NULL) {
-		/* The server sends the id before it begins to commit, and from a Unix socket nothing is lost. */
-		settle(batch, batch->direct ? FATE_ABORTED : FATE_UNKNOWN);
+		/* The server sends the id before it begins to commit. */
+		settle(batch, batch->heard_all ? FATE_ABORTED : FATE_UNKNOWN);
 	} else if (PQgetisnull(batch->xid_result, 0, 0)) {
 		settle(batch, FATE_COMMITTED); /* it changed nothing */
 	} else if (!same_server(batch, &same_run)) {
@@ -507,6 +507,7 @@ static void on_batch(struct unit *unit, enum unit_end end, void *arg)
 	}
 	batch_keep_results(batch, unit);
 	if (end == UNIT_LOST) {
+		batch->heard_all = unit_heard_all(unit);
 		lost(batch);
 		return;
 	}
@@ -525,7 +526,6 @@ static void send_batch(struct batch *batch, struct connection *connection, int p
 
 	snprintf(batch->incarnation, sizeof(batch->incarnation), "%s",
 		 database_incarnation(database));
-	batch->direct = connection_is_direct(connection);
 	connection_run(connection, batch_unit(batch, batch->writer->agent, patience, on_batch));
 }
 
@@ -935,7 +935,7 @@ void writer_stop(struct writer *writer)
 	/* The connections are closed: what was under way is among the lost. */
 	while ((batch = writer->lost) != NULL)
 		settle(batch,
-		       batch->xid_result == NULL && batch->direct ? FATE_ABORTED : FATE_UNKNOWN);
+		       batch->xid_result == NULL && batch->heard_all ? FATE_ABORTED : FATE_UNKNOWN);
 	/* An answer may bring the next request. */
 	while (!writer_is_idle(writer))
 		refuse_waiting(writer);

@@ -558,6 +558,27 @@ class Faults(unittest.TestCase):
         self.assertEqual(load.total("OutcomeUnknown"), 0, "every lost commit can be looked up")
         self.assertEqual(load.total("DatabaseUnavailable"), 0, "a short loss is waited out")
 
+    def test_connection_given_up_in_mid_batch(self):
+        """What the agent itself breaks off is known not to have been applied, and is applied once after all."""
+        agent = self.agent()
+        agent.call("Enable", name="slow")
+        self.postgres.psql("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+                           "'BEGIN PERFORM pg_sleep(1); RETURN NEW; END'")
+        self.postgres.psql("CREATE TRIGGER a_slow BEFORE UPDATE ON cbshm.breaker FOR EACH ROW "
+                           "WHEN (NEW.name = 'slow') EXECUTE FUNCTION slow()")
+        asleep = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cbagent' AND wait_event = 'PgSleep'"
+        with agent.connect() as client:
+            client.send("ReportDrift", {"name": "slow", "drift_score": 1.0, "sample_count": 1, "timeout_ms": 20000})
+            wait_for(lambda: self.postgres.value(asleep) == "1", 5)
+            agent.config["postgres"]["conninfo"] = self.postgres.conninfo("cbagent") + " application_name=renamed"
+            agent.write_config()
+            agent.sighup()
+            client.receive()
+        wait_for(lambda: self.postgres.value("SELECT count(*) FROM pg_stat_activity "
+                                             "WHERE application_name = 'cbagent'") == "0", 5)
+        self.assertIn("event=lost_commit requests=1 outcome=aborted", agent.log())
+        self.assertEqual(self.postgres.value("SELECT consecutive_failures FROM cbshm.breaker WHERE name = 'slow'"), "1")
+
     def cut_once(self, proxy, condition):
         """Cuts the connection once, at the first message that meets the condition."""
         cut = []
