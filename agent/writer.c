@@ -12,6 +12,7 @@
  */
 #include <config.h>
 
+#include <assert.h>
 #include <event2/event.h>
 #include <inttypes.h>
 #include <search.h>
@@ -499,20 +500,22 @@ static void on_batch(struct unit *unit, enum unit_end end, void *arg)
 {
 	struct batch *batch = arg;
 	const PGresult *error = unit_error(unit);
+	const PGresult *commit = unit_result(unit, batch->commit);
 
 	/* A server that ends says so in the place of the next result: what comes after it was not carried out. */
 	if (error != NULL) {
 		failed(batch, error);
 		return;
 	}
+	assert(commit != NULL || end == UNIT_LOST);
 	batch_keep_results(batch, unit);
-	if (end == UNIT_LOST) {
+	if (commit == NULL) {
 		batch->heard_all = unit_heard_all(unit);
 		lost(batch);
 		return;
 	}
-	if (strcmp(PQcmdStatus((PGresult *)(uintptr_t)unit_result(unit, batch->commit)),
-		   "COMMIT") != 0) {
+	/* Its word counts, even if the connection ended right after it. */
+	if (strcmp(PQcmdStatus((PGresult *)(uintptr_t)commit), "COMMIT") != 0) {
 		put_back(batch);
 		finish(batch);
 		return;

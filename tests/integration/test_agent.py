@@ -604,6 +604,23 @@ class Faults(unittest.TestCase):
         self.assertRegex(agent.log(), "event=lost_commit requests=1 outcome=committed")
         self.assertEqual(listed(agent, "cut")["consecutive_failures"], 1)
 
+    def test_connection_cut_behind_the_commit(self):
+        """The server has said that it has committed: nothing is left to be looked up."""
+        proxy = self.proxy()
+        agent = self.agent(conninfo=proxy.conninfo())
+        agent.call("Enable", name="cut")
+        said = []
+
+        def after_commit(kind, body):
+            if kind == b"C" and body.startswith(b"COMMIT"):
+                said.append(True)
+            return said and kind == b"Z"
+        cut = self.cut_once(proxy, after_commit)
+        self.assertEqual(error_of(agent.call, "ReportDrift", name="cut", drift_score=1.0, sample_count=1)[0], "ok")
+        self.assertTrue(cut)
+        self.assertNotIn("lost_commit", agent.log())
+        self.assertEqual(listed(agent, "cut")["consecutive_failures"], 1)
+
     def test_connection_cut_before_commit(self):
         proxy = self.proxy()
         agent = self.agent(conninfo=proxy.conninfo())
