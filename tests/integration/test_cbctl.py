@@ -465,7 +465,7 @@ class Migrate(unittest.TestCase):
 
     def own(self, **files):
         """A directory with the first migration of the project, and others."""
-        shutil.copy(os.path.join(self.sql, "0001_schema.sql"), self.directory)
+        shutil.copyfile(os.path.join(self.sql, "0001_schema.sql"), os.path.join(self.directory, "0001_schema.sql"))
         for name, text in files.items():
             with open(os.path.join(self.directory, name[1:] + ".sql"), "w", encoding="utf-8") as file:
                 file.write(text)
