@@ -123,7 +123,7 @@ const struct command command_disable = {
 		"  --for DURATION  the same from now on: 90s, 30m, 2h, 1h30m, 7d\n"
 		"\n"
 		"With neither, the breaker's default_ttl counts (24 h unless changed).\n"
-		"Repeating the same call changes nothing, but --for then counts from anew.\n"
+		"Repeating the same call changes nothing, but --for begins a new incident.\n"
 		"\n"
 		"Example:\n"
 		"  cbctl disable costsim_v2 --reason \"wrong totals, ticket 4711\" --for 2h\n",

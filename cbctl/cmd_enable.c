@@ -39,7 +39,7 @@ static int run_with(close_breaker *close_it, struct cbctl *cbctl, const struct p
 	if (error != 0)
 		return fail_library(error, &call);
 	if (was_unknown && !changed)
-		warn("there was no breaker %s%s%s%s", name,
+		warn("there was no breaker %s, it has been made%s%s%s", name,
 		     near.best[0] != '\0' ? "; did you mean " : "", near.best,
 		     near.best[0] != '\0' ? "?" : "");
 	if (output_is_json()) {
@@ -48,10 +48,10 @@ static int run_with(close_breaker *close_it, struct cbctl *cbctl, const struct p
 		json_text(document, "name", name);
 		json_bool(document, "changed", changed);
 		json_print(document);
+	} else if (changed || was_unknown) {
+		printf("%s %s\n", clean(name), coloured(COLOUR_GOOD, "is enabled"));
 	} else {
-		printf("%s %s\n", clean(name),
-		       changed ? coloured(COLOUR_GOOD, "is enabled")
-			       : "was enabled already: nothing changed");
+		printf("%s was enabled already: nothing changed\n", clean(name));
 	}
 	return STATUS_DONE;
 }

@@ -9,6 +9,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cbctl/output.h"
 #include "cbctl/segment.h"
@@ -66,7 +67,10 @@ static void print_incident(const struct cbshm_incident *incident)
 				  : coloured(COLOUR_BAD, "open"));
 	printf("  reason    %s\n", clean(incident->reason));
 	printf("  opened    %s\n", time_and_distance(incident->timestamp));
-	if (!isnan(incident->drift_score) && incident->sample_count >= 0)
+	if (strcmp(incident->severity, "P3") == 0 && incident->sample_count >= 0)
+		printf("  measured  %lld schema error%s\n", (long long)incident->sample_count,
+		       incident->sample_count == 1 ? "" : "s");
+	else if (!isnan(incident->drift_score) && incident->sample_count >= 0)
 		printf("  measured  drift %g from %lld sample%s\n", incident->drift_score,
 		       (long long)incident->sample_count, incident->sample_count == 1 ? "" : "s");
 	if (incident->details != NULL)

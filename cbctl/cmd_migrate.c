@@ -41,14 +41,21 @@ struct migrating {
 
 /* ---- errors ----------------------------------------------------------------------------- */
 
-/* A libpq message without its last newlines. */
+/* A libpq message on one line: without its last newlines, and with a blank for each break within. */
 static const char *trimmed(const char *text)
 {
-	size_t length = strlen(text);
+	char line[1024];
+	size_t used = 0;
 
-	while (length > 0 && strchr("\n ", text[length - 1]) != NULL)
-		length--;
-	return formatted("%.*s", (int)length, text);
+	for (; *text != '\0' && used < sizeof(line) - 1; text++) {
+		if (strchr("\n\t ", *text) == NULL)
+			line[used++] = *text;
+		else if (used > 0 && line[used - 1] != ' ')
+			line[used++] = ' ';
+	}
+	while (used > 0 && line[used - 1] == ' ')
+		used--;
+	return formatted("%.*s", (int)used, line);
 }
 
 static int lost_or_refused(PGconn *connection, const PGresult *result, const char *what)
@@ -127,6 +134,20 @@ static int query(PGconn *connection, const char *sql, const char *what, const ch
 	return error;
 }
 
+/* Whether libpq understands it; a text without "=" is the name of a database, or a URI. */
+static bool is_conninfo(const char *text)
+{
+	PQconninfoOption *parsed;
+	bool is_one;
+
+	if (text == NULL || strchr(text, '=') == NULL)
+		return true;
+	parsed = PQconninfoParse(text, NULL);
+	is_one = parsed != NULL;
+	PQconninfoFree(parsed);
+	return is_one;
+}
+
 static int open_connection(struct migrating *migrating, const char *conninfo)
 {
 	const char *names[] = {"dbname", "fallback_application_name", "client_encoding", NULL};
@@ -136,6 +157,9 @@ static int open_connection(struct migrating *migrating, const char *conninfo)
 	migrating->connection = PQconnectdbParams(names, values, 1);
 	if (migrating->connection == NULL)
 		return fail(STATUS_OTHER, "memory", "out of memory");
+	if (!is_conninfo(conninfo))
+		return fail_usage(&command_migrate, "--conninfo: %s",
+				  trimmed(PQerrorMessage(migrating->connection)));
 	if (PQstatus(migrating->connection) != CONNECTION_OK)
 		return fail(STATUS_DOWN, "database_down",
 			    "%s; which database is meant is said with --conninfo or the PG* "

@@ -56,7 +56,21 @@ static void print_json(struct cbctl *cbctl, const char *name, const char *incide
 	json_print(document);
 }
 
-static int print_result(struct cbctl *cbctl, const char *name, const char *incident)
+/* What is still missing for a trip; nothing is while the breaker is open. */
+static const char *to_trip(const struct cbshm_state *state, bool schema)
+{
+	if (schema && !state->disabled)
+		return formatted("; %u schema errors at once trip it",
+				 state->policy.schema_error_threshold);
+	if (schema)
+		return "";
+	if (state->disabled)
+		return formatted(", %u failures in a row", state->consecutive_failures);
+	return formatted(", %u of %u failures in a row", state->consecutive_failures,
+			 state->policy.failure_threshold);
+}
+
+static int print_result(struct cbctl *cbctl, const char *name, bool schema, const char *incident)
 {
 	struct cbshm_state state;
 	const bool has_state = segment_state(cbctl, name, &state) == 0;
@@ -69,10 +83,10 @@ static int print_result(struct cbctl *cbctl, const char *name, const char *incid
 		printf("reported; %s tripped: it is %s now\n", clean(name),
 		       coloured(COLOUR_BAD, "disabled"));
 	else if (has_state)
-		printf("reported; %s is %s, %u of %u failures in a row\n", clean(name),
+		printf("reported; %s is %s%s\n", clean(name),
 		       state.disabled ? coloured(COLOUR_BAD, "disabled")
 				      : coloured(COLOUR_GOOD, "enabled"),
-		       state.consecutive_failures, state.policy.failure_threshold);
+		       to_trip(&state, schema));
 	else
 		printf("reported; %s did not trip\n", clean(name));
 	if (incident[0] != '\0' && has_state)
@@ -100,7 +114,7 @@ static int run_drift(struct cbctl *cbctl, const struct parsed *parsed)
 		return error;
 	error = cbshm_report_drift(cbctl->client, name, score, samples,
 				   parsed->values[DRIFT_DETAILS], &call, incident);
-	return error != 0 ? fail_library(error, &call) : print_result(cbctl, name, incident);
+	return error != 0 ? fail_library(error, &call) : print_result(cbctl, name, false, incident);
 }
 
 static int run_schema_error(struct cbctl *cbctl, const struct parsed *parsed)
@@ -120,7 +134,7 @@ static int run_schema_error(struct cbctl *cbctl, const struct parsed *parsed)
 		return error;
 	error = cbshm_report_schema_error(cbctl->client, name, count,
 					  parsed->values[SCHEMA_DETAILS], &call, incident);
-	return error != 0 ? fail_library(error, &call) : print_result(cbctl, name, incident);
+	return error != 0 ? fail_library(error, &call) : print_result(cbctl, name, true, incident);
 }
 
 const struct command command_drift = {

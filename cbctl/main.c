@@ -68,7 +68,7 @@ static int print_help(void)
 
 static int print_command_help(const struct command *command)
 {
-	printf("usage: cbctl %s %s\n\n%s", command->name, command->arguments, command->help);
+	printf("usage: %s\n\n%s", command_usage(command), command->help);
 	puts("\nAlso: --socket PATH, --segment NAME, --json; see cbctl --help and cbctl(1).");
 	return STATUS_DONE;
 }
@@ -102,6 +102,14 @@ static const struct command *find_command(const char *name, struct suggestion *n
 		}
 	}
 	return NULL;
+}
+
+static int fail_unknown_command(const char *name, const struct suggestion *near)
+{
+	if (near->best[0] != '\0')
+		return fail_usage(NULL, "there is no command \"%s\"; did you mean %s?", name,
+				  near->best);
+	return fail_usage(NULL, "there is no command \"%s\"", name);
 }
 
 /*
@@ -186,16 +194,16 @@ static int run(int argc, char **argv)
 		const char *name = argv[place];
 
 		if (strcmp(name, "help") == 0 && place + 1 < argc) {
-			command = find_command(argv[place + 1], &near);
-			return command != NULL ? print_command_help(command) : print_help();
+			name = argv[place + 1];
+			if (name[0] == '-')
+				return print_help();
+			command = find_command(name, &near);
+			return command != NULL ? print_command_help(command)
+					       : fail_unknown_command(name, &near);
 		}
 		command = find_command(name, &near);
 		if (command == NULL && strcmp(name, "help") != 0)
-			return near.best[0] != '\0'
-				       ? fail_usage(NULL,
-						    "there is no command \"%s\"; did you mean %s?",
-						    name, near.best)
-				       : fail_usage(NULL, "there is no command \"%s\"", name);
+			return fail_unknown_command(name, &near);
 		/* The command's word goes, its options stay where they are. */
 		memmove(argv + place, argv + place + 1, (size_t)(argc - place - 1) * sizeof(*argv));
 		argc--;

@@ -239,6 +239,12 @@ int fail(int status, const char *error, const char *format, ...)
 	return say_failure(status, error, message, "");
 }
 
+const char *command_usage(const struct command *command)
+{
+	return formatted("cbctl %s%s%s", command->name, command->arguments[0] != '\0' ? " " : "",
+			 command->arguments);
+}
+
 int fail_usage(const struct command *command, const char *format, ...)
 {
 	const char *hint = "Try: cbctl --help\n";
@@ -248,8 +254,8 @@ int fail_usage(const struct command *command, const char *format, ...)
 	const char *message = format_list(format, args);
 	va_end(args);
 	if (command != NULL)
-		hint = formatted("usage: cbctl %s %s\nMore: cbctl %s --help\n", command->name,
-				 command->arguments, command->name);
+		hint = formatted("usage: %s\nMore: cbctl %s --help\n", command_usage(command),
+				 command->name);
 	return say_failure(STATUS_USAGE, "usage", message, hint);
 }
 

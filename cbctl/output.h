@@ -43,6 +43,9 @@ const char *time_and_distance(int64_t microseconds);
 /* The length of a cleaned text in characters. */
 int width(const char *text);
 
+/* "cbctl check NAME". Lives until output_end(). */
+const char *command_usage(const struct command *command);
+
 /*
  * Says what went wrong: "cbctl: ..." on stderr, or {"error", "message"} on stdout. Returns `status`.
  * fail_usage() points to the help as well; command NULL: to the general one.

@@ -33,9 +33,9 @@ int client_open(struct cbctl *cbctl)
 		error = cbshm_open(&options, &cbctl->client);
 	if (error == CBSHM_ERR_INVALID)
 		return fail(STATUS_USAGE, "invalid",
-			    "the segment must be a name such as /cbshm, and the socket a path of "
-			    "at most 107 bytes: see --segment, --socket, CBSHM_SEGMENT, "
-			    "CBSHM_SOCKET and CBSHM_OWNER");
+			    "the segment must be a name such as /cbshm, the socket a path of at "
+			    "most 107 bytes, and the owner a user that exists: see --segment, "
+			    "--socket, CBSHM_SEGMENT, CBSHM_SOCKET and CBSHM_OWNER");
 	return error != 0 ? fail_library(error, NULL) : 0;
 }
 

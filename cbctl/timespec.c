@@ -50,6 +50,8 @@ const char *duration_parse(const char *text, int64_t *microseconds)
 
 	if (*text == '-')
 		return "must be a duration of more than 0; it is negative";
+	if (strcmp(text, "never") == 0)
+		return "must be a duration; what does not end by itself is --until never";
 	if (*text == '\0')
 		return form;
 	while (*text != '\0') {

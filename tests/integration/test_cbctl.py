@@ -133,11 +133,14 @@ class Loop(unittest.TestCase):
         self.assertEqual(incident["reason"], "Drift exceeded threshold: 0.2500 > 0.2")
         self.assertEqual(incident["details"]["batch"], 7)
         self.assertIn("Drift exceeded", self.cbctl("incidents", "engine", check=0).out)
+        self.assertIn("engine is disabled, 4 failures", self.cbctl("drift", "engine", "0.5", check=0).out)
 
     def test_schema_error_trips(self):
         self.assertFalse(self.cbctl("schema-error", "parser", "4", "--json", check=0).json()["tripped"])
+        self.assertIn("5 schema errors at once", self.cbctl("schema-error", "parser", "4", check=0).out)
         self.assertIn("tripped", self.cbctl("schema-error", "parser", "5", check=0).out)
         self.cbctl("check", "parser", check=1)
+        self.assertIn("measured  5 schema errors\n", self.cbctl("incidents", "parser", check=0).out)
 
     def test_incidents(self):
         self.assertIn("No open incident of quiet", self.cbctl("incidents", "quiet", check=0).out)
@@ -220,7 +223,9 @@ class Loop(unittest.TestCase):
         result = self.cbctl("disable", "pricing_v2", "--reason", "r", check=0)
         self.assertIn("if you meant pricing_v1", result.err)
         result = self.cbctl("enable", "pricing_v9", check=0)
-        self.assertIn("there was no breaker pricing_v9", result.err)
+        self.assertIn("there was no breaker pricing_v9, it has been made", result.err)
+        self.assertNotIn("nothing changed", result.out)
+        self.assertIn("nothing changed", self.cbctl("enable", "pricing_v9", check=0).out)
 
     def test_plain_sql_is_seen(self):
         self.postgres.psql("INSERT INTO cbshm.breaker (name, disabled, disabled_by, disabled_reason) "
@@ -278,6 +283,7 @@ class Loop(unittest.TestCase):
                 (["disable", "b", "--reason", "r", "--for", "0s"], "--for"),
                 (["disable", "b", "--reason", "r", "--for", "-1h"], "negative"),
                 (["disable", "b", "--reason", "r", "--for", "90"], "unit"),
+                (["disable", "b", "--reason", "r", "--for", "never"], "--until never"),
                 (["disable", "b", "--reason", "r", "--until", "2020-01-01T00:00:00Z"], "passed"),
                 (["disable", "b", "--reason", "r", "--until", "tomorrow"], "zone"),
                 (["disable", "b", "--reason", "r", "--until", "never", "--for", "1h"], "exclude"),
@@ -413,10 +419,12 @@ class Nothing(unittest.TestCase):
                 self.assertLessEqual(len(text.splitlines()), 24)
                 self.assertLessEqual(max(map(len, text.splitlines())), 90)
                 self.assertEqual(self.cbctl("help", command, check=0).out, text)
+        self.assertTrue(self.cbctl("list", "--help", check=0).out.startswith("usage: cbctl list\n"))
         self.assertRegex(self.cbctl("--version", check=0).out, r"^cbctl \d+\.\d+\.\d+\n$")
 
     def test_usage(self):
         for words, expected in (([], "no command"), (["disabel", "b"], "did you mean disable?"), (["frob"], "no command"),
+                                (["help", "disabel"], "did you mean disable?"),
                                 (["disable", "b", "--raeson", "r"], "did you mean --reason?"),
                                 (["check", "b", "c"], "no use for"), (["check"], "needs an argument"),
                                 (["disable", "b", "--reason"], "needs a value"), (["check", "b", "-x"], "unknown option"),
@@ -542,6 +550,9 @@ class Migrate(unittest.TestCase):
         result = cbctl("migrate", "--sql", self.sql, "--conninfo", "host=/nonexistent", "--json", check=4,
                        environment=dict(os.environ))
         self.assertEqual(result.json()["error"], "database_down")
+        self.assertNotRegex(result.json()["message"], r"[\n\t]")
+        result = cbctl("migrate", "--sql", self.sql, "--conninfo", "hots=db", check=2, environment=dict(os.environ))
+        self.assertIn('invalid connection option "hots"', result.err)
 
 
 if __name__ == "__main__":
