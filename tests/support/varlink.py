@@ -2,6 +2,7 @@
 """A Varlink client: NUL-terminated JSON on a Unix stream socket."""
 import json
 import socket
+import time
 
 
 class VarlinkError(Exception):
@@ -20,8 +21,18 @@ class Varlink:
     def __init__(self, path, timeout=20):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(timeout)
-        self.socket.connect(path)
+        self._connect(path, time.monotonic() + timeout)
         self._buffer = b""
+
+    def _connect(self, path, end):
+        # With a timeout, Python's sockets are non-blocking: a full backlog is an error instead of a wait.
+        while True:
+            try:
+                return self.socket.connect(path)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.005)
 
     def __enter__(self):
         return self
