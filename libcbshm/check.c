@@ -69,27 +69,69 @@ static struct cbshm_decision decide(struct handle *handle)
 	return (struct cbshm_decision){0, 0, CBSHM_BASIS_UNKNOWN, 0};
 }
 
-/* Open without an end, in a segment that is in use: the word says it all, as it does for a closed breaker. */
-static bool is_plainly_open(const struct cbshm_breaker *breaker, uint64_t *word)
+/* Everything that the two short ways below leave; of its own, so that they need no stack frame. */
+static __attribute__((noinline, cold)) struct cbshm_decision decide_fully(
+	const struct cbshm_breaker *breaker)
 {
-	*word = word_load(__atomic_load_n(&breaker->word, __ATOMIC_ACQUIRE));
-	uint32_t live = __atomic_load_n(&breaker->live, __ATOMIC_RELAXED);
-
-	return (*word & (CBSHM_WORD_DISABLED | CBSHM_WORD_INDEX | CBSHM_WORD_MOVED)) ==
-		       CBSHM_WORD_DISABLED &&
-	       word_generation(*word) == word_generation(live) && !word_may_expire(*word);
-}
-
-struct cbshm_decision cbshm_check_slow(const struct cbshm_breaker *breaker)
-{
-	uint64_t word;
-
-	if (is_plainly_open(breaker, &word))
-		return (struct cbshm_decision){word_epoch(word), 1, CBSHM_BASIS_SEGMENT, 0};
 	int saved = errno;
 	struct cbshm_decision decision = decide(handle_of(breaker));
+
 	errno = saved;
 	return decision;
+}
+
+/*
+ * The deadline of an open breaker that is where the handle says. What belongs to the word is found by arithmetic on its
+ * address, never remembered beside it: another thread may be changing the handle, and versions are so small that
+ * the record of one breaker may fit the word of another. Only the mapping may be newer than the word's, and
+ * that shows: mappings do not overlap and stay until cbshm_close(), so a word of another one (as the index
+ * word, or no_word) is no slot of this one. Then, as whenever anything has changed since `word` was loaded, the long way decides.
+ */
+static inline bool read_deadline_in_place(const struct cbshm_breaker *breaker, const uint64_t *at,
+					  uint64_t word, int64_t *deadline)
+{
+	const struct mapping *mapping = segment_current(handle_of(breaker)->client);
+	uint64_t value;
+
+	if (!mapping)
+		return false;
+	const struct segment_view *view = &mapping->view;
+	uint64_t slot = ((uintptr_t)at - (uintptr_t)segment_word(view, 0)) / sizeof(*at);
+	if (slot >= segment_allocated(view))
+		return false;
+	return latch_read_deadline(segment_record(view, (uint32_t)slot), at, &value, deadline) &&
+	       value == word;
+}
+
+/* A clock in the vDSO leaves errno alone, and so does a system call that cannot fail. */
+static __attribute__((noinline)) struct cbshm_decision decide_in_place(
+	const struct cbshm_breaker *breaker, const uint64_t *at, uint64_t word)
+{
+	/* First, so that the loads below are done while the counter behind the clock is still being read. */
+	int64_t now = boottime_now(), deadline;
+
+	if (!read_deadline_in_place(breaker, at, word, &deadline))
+		return decide_fully(breaker);
+	return (struct cbshm_decision){word_epoch(word), deadline > now, CBSHM_BASIS_SEGMENT, 0};
+}
+
+/*
+ * Open in a segment that is in use: without a TTL the word says it all, as it does for a closed breaker. The loads
+ * are those of the inline check, and so is the reason why their order does not matter.
+ */
+struct cbshm_decision cbshm_check_slow(const struct cbshm_breaker *breaker)
+{
+	const uint64_t *at = __atomic_load_n(&breaker->word, __ATOMIC_ACQUIRE);
+	uint64_t word = word_load(at);
+	uint32_t live = __atomic_load_n(&breaker->live, __ATOMIC_RELAXED);
+
+	if ((word & (CBSHM_WORD_DISABLED | CBSHM_WORD_INDEX | CBSHM_WORD_MOVED)) !=
+		    CBSHM_WORD_DISABLED ||
+	    word_generation(word) != word_generation(live))
+		return decide_fully(breaker);
+	if (word_may_expire(word))
+		return decide_in_place(breaker, at, word);
+	return (struct cbshm_decision){word_epoch(word), 1, CBSHM_BASIS_SEGMENT, 0};
 }
 
 bool cbshm_is_disabled_call(const struct cbshm_breaker *breaker)

@@ -194,4 +194,28 @@ static inline bool latch_read(const struct cbshm_record *record, const uint64_t 
 	return false;
 }
 
+/* Where the deadline stands in a copy. */
+#define CBSHM_LATCH_DEADLINE (offsetof(struct cbshm_detail, deadline) / sizeof(uint64_t))
+
+/*
+ * R1 to R6 for the deadline alone, once: the check of an open breaker with a TTL spends most of its time on the
+ * clock, and this is made to be lost in it. The sequence is loaded before the word and again after both loads of the
+ * copy, so that the same pairs hold as in latch_read(). False if an update is under way: latch_read() then does it in full.
+ */
+static inline bool latch_read_deadline(const struct cbshm_record *record, const uint64_t *word,
+				       uint64_t *value, int64_t *deadline)
+{
+	uint64_t sequence = word_load(&record->sequence); /* R1, pairs with W1 and W5 */
+	uint64_t w = word_load(word);                     /* R2, pairs with W4 */
+	const uint64_t *copy = record->copies[sequence & 1];
+	uint64_t version = __atomic_load_n(&copy[0], CBSHM_PAYLOAD_LOAD); /* R3, as the next */
+	uint64_t end = __atomic_load_n(&copy[CBSHM_LATCH_DEADLINE], CBSHM_PAYLOAD_LOAD);
+
+	latch_fence_acquire(); /* R4, pairs with W2 and W6 */
+	*value = w;
+	*deadline = (int64_t)end;
+	return __atomic_load_n(&record->sequence, __ATOMIC_RELAXED) == sequence && /* R5 */
+	       (uint32_t)version == word_epoch(w);                                 /* R6 */
+}
+
 #endif /* CBSHM_LATCH_H */
