@@ -81,25 +81,17 @@ static __attribute__((noinline, cold)) struct cbshm_decision decide_fully(
 }
 
 /*
- * The deadline of an open breaker that is where the handle says. What belongs to the word is found by arithmetic on its
- * address, never remembered beside it: another thread may be changing the handle, and versions are so small that
- * the record of one breaker may fit the word of another. Only the mapping may be newer than the word's, and
- * that shows: mappings do not overlap and stay until cbshm_close(), so a word of another one (as the index
- * word, or no_word) is no slot of this one. Then, as whenever anything has changed since `word` was loaded, the long way decides.
+ * The deadline of an open breaker that is where the handle says. If anything has changed since `word` was loaded, the
+ * long way decides.
  */
 static inline bool read_deadline_in_place(const struct cbshm_breaker *breaker, const uint64_t *at,
 					  uint64_t word, int64_t *deadline)
 {
-	const struct mapping *mapping = segment_current(handle_of(breaker)->client);
+	struct place place;
 	uint64_t value;
 
-	if (!mapping)
-		return false;
-	const struct segment_view *view = &mapping->view;
-	uint64_t slot = ((uintptr_t)at - (uintptr_t)segment_word(view, 0)) / sizeof(*at);
-	if (slot >= segment_allocated(view))
-		return false;
-	return latch_read_deadline(segment_record(view, (uint32_t)slot), at, &value, deadline) &&
+	return place_of(breaker, at, &place) &&
+	       latch_read_deadline(segment_record(place.view, place.slot), at, &value, deadline) &&
 	       value == word;
 }
 
@@ -125,9 +117,7 @@ struct cbshm_decision cbshm_check_slow(const struct cbshm_breaker *breaker)
 	uint64_t word = word_load(at);
 	uint32_t live = __atomic_load_n(&breaker->live, __ATOMIC_RELAXED);
 
-	if ((word & (CBSHM_WORD_DISABLED | CBSHM_WORD_INDEX | CBSHM_WORD_MOVED)) !=
-		    CBSHM_WORD_DISABLED ||
-	    word_generation(word) != word_generation(live))
+	if (!(word & CBSHM_WORD_DISABLED) || !word_in_place(word, live))
 		return decide_fully(breaker);
 	if (word_may_expire(word))
 		return decide_in_place(breaker, at, word);
