@@ -172,7 +172,8 @@ void stay_here(void)
 static bool usage(const char *program)
 {
 	fprintf(stderr,
-		"usage: %s [--repetitions N] [--iterations N] [--limit RATIO] [--json FILE] "
+		"usage: %s [--repetitions N] [--iterations N] [--reads N] [--limit RATIO] [--json "
+		"FILE] "
 		"[--redis SOCKET] [--postgres CONNINFO]\n",
 		program);
 	return false;
@@ -183,6 +184,7 @@ bool bench_options_parse(struct bench_options *options, int argc, char **argv)
 	static const struct option known[] = {
 		{"repetitions", required_argument, NULL, 'r'},
 		{"iterations", required_argument, NULL, 'i'},
+		{"reads", required_argument, NULL, 'n'},
 		{"limit", required_argument, NULL, 'l'},
 		{"json", required_argument, NULL, 'j'},
 		{"redis", required_argument, NULL, 'R'},
@@ -196,6 +198,8 @@ bool bench_options_parse(struct bench_options *options, int argc, char **argv)
 			options->repetitions = atoi(optarg);
 		else if (option == 'i')
 			options->iterations = strtoull(optarg, NULL, 10);
+		else if (option == 'n')
+			options->reads = strtoull(optarg, NULL, 10);
 		else if (option == 'l')
 			options->limit = atof(optarg);
 		else if (option == 'j')

@@ -58,6 +58,7 @@ struct bench_options {
 	int repetitions;
 	uint64_t iterations;
 	double limit;
+	uint64_t reads;
 	const char *json;
 	const char *redis;    /* a Unix socket */
 	const char *postgres; /* a conninfo */
