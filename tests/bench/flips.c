@@ -146,7 +146,7 @@ static double ns_per_tick(void)
 
 struct reader {
 	const struct cbshm_breaker *breaker;
-	uint64_t count; /* of reads in a round */
+	size_t count; /* of reads in a round */
 	double scale;
 	double *times;
 };
@@ -164,20 +164,33 @@ static inline uint64_t read_once(const struct cbshm_breaker *breaker, int kind)
 	return 0;
 }
 
-/* The time that one read in a thousand takes longer than. */
-static double slowest(const struct reader *reader, int kind)
+static void time_reads(const struct reader *reader, int kind)
 {
-	size_t count = (size_t)reader->count;
-
-	for (size_t i = 0; i < count; i++) {
+	for (size_t i = 0; i < reader->count; i++) {
 		uint64_t from = tick();
-
 		uint64_t value = read_once(reader->breaker, kind);
-		__asm__ volatile("" : : "r"(value)); /* it is used, as far as the compiler knows */
+
+		__asm__ volatile("" : : "r"(value)); /* used, as far as the compiler knows */
 		reader->times[i] = (double)(tick() - from) * reader->scale;
 	}
-	sort_values(reader->times, count);
-	return quantile(reader->times, count, 0.999);
+}
+
+/*
+ * The time that one read in a thousand takes longer than. Under flips, a round in which the writer had no processor is
+ * done again.
+ */
+static double slowest(const struct reader *reader, const struct control *control, int kind,
+		      bool flipping)
+{
+	for (int i = 0; i < 100; i++) {
+		uint64_t before = flips(control);
+
+		time_reads(reader, kind);
+		if (!flipping || flips(control) - before >= reader->count / 50)
+			break;
+	}
+	sort_values(reader->times, reader->count);
+	return quantile(reader->times, reader->count, 0.999);
 }
 
 static void measure_rounds(const struct reader *reader, struct control *control, struct pair *pairs,
@@ -191,10 +204,10 @@ static void measure_rounds(const struct reader *reader, struct control *control,
 	for (int r = 0; r < rounds; r++) {
 		set_flipping(control, false);
 		for (int k = 0; k < KINDS; k++)
-			pairs[k].beside.ns[r] = slowest(reader, k);
+			pairs[k].beside.ns[r] = slowest(reader, control, k, false);
 		set_flipping(control, true);
 		for (int k = 0; k < KINDS; k++) {
-			pairs[k].run.ns[r] = slowest(reader, k);
+			pairs[k].run.ns[r] = slowest(reader, control, k, true);
 			pairs[k].ratio[r] = pairs[k].run.ns[r] / pairs[k].beside.ns[r];
 		}
 	}

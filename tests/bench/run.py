@@ -31,7 +31,7 @@ PROGRAMS = [
     ("peers", {"rwlock": ">= 5", "lmdb": ">= 5", "redis": ">= 5", "postgres": ">= 5"}),
     ("state", {"state_closed": "<= 1.5", "state_open": "<= 1.5", "state_long": "<= 1.5", "state_ttl": "<= 1.5",
                "state_open_memcpy": None}),
-    ("flips", {"flips_check": "<= 3", "flips_state": "<= 3", "flips_bare": None}),
+    ("flips", {"flips_check": "<= 3", "flips_state": "<= 3", "flips_bare": None, "flips_nothing": None}),
     ("many", {"hot_1e3": "<= 1.05", "hot_1e6": "<= 1.05", "resolve_1e3": None, "resolve_1e6": None,
               "resolve_drawn_1e3": None, "resolve_drawn_1e6": None}),
 ]
