@@ -380,9 +380,12 @@ static bool take_schema_error_threshold(const char *field, const cJSON *value,
 static bool take_default_ttl(const char *field, const cJSON *value, struct request *request,
 			     struct fault *fault)
 {
+	/* What would be rounded down to 0 was not meant to be for ever. */
 	if (!cJSON_IsNumber(value) ||
-	    !(value->valuedouble >= 0 && value->valuedouble <= TTL_MAX_SECONDS))
-		return invalid(fault, field, "must be 0 (never ends) to 315360000 seconds");
+	    !(value->valuedouble == 0 ||
+	      (value->valuedouble >= 0.000001 && value->valuedouble <= TTL_MAX_SECONDS)))
+		return invalid(fault, field,
+			       "must be 0 (never ends), or 0.000001 to 315360000 seconds");
 	request->default_ttl_us = llround(value->valuedouble * 1e6);
 	return true;
 }

@@ -422,6 +422,15 @@ static void check_listen(struct database *database)
 			  "asks every second instead; connect to the server itself"));
 }
 
+static void on_lane_lost(struct connection *connection, const char *message, void *arg);
+
+/* Recovery and all that waits for a lock would otherwise hang with one server process for ever. */
+static void watch_lane(struct database *database)
+{
+	if (database->lane != NULL && connection_silence(database->lane) > 2 * SILENCE_MAX)
+		on_lane_lost(database->lane, "the server has not answered for 10 s", database);
+}
+
 static void on_tick(evutil_socket_t fd, short what, void *arg)
 {
 	struct database *database = arg;
@@ -442,6 +451,7 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
 		database_break(database, "the server has not answered a write for 10 s");
 		return;
 	}
+	watch_lane(database);
 	check_listen(database);
 	if (database->ticks % HEARTBEAT_EVERY == 0 && !database->heartbeat_pending)
 		send_heartbeat(database);

@@ -11,6 +11,7 @@
 #include <config.h>
 
 #include <endian.h>
+#include <errno.h>
 #include <event2/event.h>
 #include <inttypes.h>
 #include <search.h>
@@ -87,6 +88,7 @@ struct mirror {
 	struct waiter *served;  /* by the one under way */
 	struct event *kick;
 	uint64_t applied;
+	bool left_out; /* a row has found no room */
 	int64_t full_logged_at;
 };
 
@@ -166,6 +168,7 @@ static void put_failed(struct mirror *mirror, const char *name, int error)
 {
 	const int64_t now = clock_microseconds(CLOCK_MONOTONIC);
 
+	mirror->left_out = mirror->left_out || error == -ENOSPC;
 	if (mirror->full_logged_at != 0 && now - mirror->full_logged_at < FULL_LOG)
 		return;
 	mirror->full_logged_at = now;
@@ -210,11 +213,22 @@ static void apply(struct mirror *mirror, const PGresult *rows)
 	segment_writer_publish(mirror->agent->segment);
 }
 
+/* Breakers have gone: whoever was left out before them is looked for now, not a minute later. */
+static void look_for_left_out(struct mirror *mirror)
+{
+	if (!mirror->left_out || !segment_writer_has_room(mirror->agent->segment))
+		return;
+	mirror->left_out = false;
+	mirror->compare = true;
+	event_active(mirror->kick, EV_TIMEOUT, 0);
+}
+
 void mirror_gone(struct mirror *mirror, const char *name)
 {
 	recovery_forget(mirror->agent->recovery, name);
 	segment_writer_remove(mirror->agent->segment, name);
 	segment_writer_publish(mirror->agent->segment);
+	look_for_left_out(mirror);
 }
 
 /* ---- the sets of changed names ---- */
@@ -344,6 +358,7 @@ static void on_loaded(struct unit *unit, enum unit_end end, void *arg)
 	take_settings(mirror, unit_result(unit, 0));
 	segment_writer_load_end(mirror->agent->segment);
 	segment_writer_publish(mirror->agent->segment);
+	look_for_left_out(mirror);
 	log_event(first ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG, "loaded",
 		  "breakers=%u milliseconds=%" PRId64, mirror->loaded,
 		  (unit_ended_at(unit) - unit_sent_at(unit)) / 1000);

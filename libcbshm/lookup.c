@@ -5,8 +5,9 @@
  *
  * A handle is two words that the inline check reads, changed here while it does. Nothing is locked, because nothing can go
  * wrong: a generation is handed out once, so a `live` fits the word of its own breaker and no other, whichever
- * mixture of an old and a new pair a check sees. A handle that was left with an old pair does not fit its word any
- * more and comes back here.
+ * mixture of an old and a new pair a check sees. That of the index word has INDEX set, and so fits no breaker's, though
+ * the generation in it is some breaker's: see live_fits(). A handle that was left with an old pair does not fit its
+ * word any more and comes back here.
  */
 #include "config.h"
 
@@ -81,11 +82,9 @@ static struct binding handle_binding(const struct handle *handle)
 /* Does the binding still hold under this value of its word? */
 static bool binding_fits(const struct binding *binding, uint64_t word)
 {
-	uint32_t low = (uint32_t)(word & ~CBSHM_WORD_MOVED);
-
 	if (binding->slot == BINDING_UNKNOWN)
-		return low == binding->live;
-	return word_generation(low) != 0 && word_generation(low) == word_generation(binding->live);
+		return (uint32_t)(word & ~CBSHM_WORD_MOVED) == binding->live;
+	return live_fits(binding->live, word);
 }
 
 void handle_resolve(struct handle *handle, struct resolved *resolved)

@@ -47,6 +47,15 @@ struct resolved {
 /* Follows the handle to where its breaker is now, and remembers that in the handle if it has changed. */
 void handle_resolve(struct handle *handle, struct resolved *resolved);
 
+/*
+ * Is this the word of the breaker that `live` was made for? A `live` of the index word has a generation in it too, the
+ * newest one, which may be that of any breaker: so all of `live` is compared, never its generation alone.
+ */
+static inline bool live_fits(uint32_t live, uint64_t word)
+{
+	return live != 0 && live == (uint32_t)(word & CBSHM_WORD_GENERATION_MASK);
+}
+
 /* A breaker handle is the first member of a struct handle, which is never const. */
 static inline struct handle *handle_of(const struct cbshm_breaker *breaker)
 {
@@ -82,8 +91,7 @@ static inline bool place_of(const struct cbshm_breaker *breaker, const uint64_t 
 /* Is `word` the decision of the breaker that `live` belongs to, in a segment that is in use? */
 static inline bool word_in_place(uint64_t word, uint32_t live)
 {
-	return (word & (CBSHM_WORD_INDEX | CBSHM_WORD_MOVED)) == 0 && word_generation(word) != 0 &&
-	       word_generation(word) == word_generation(live);
+	return (word & (CBSHM_WORD_INDEX | CBSHM_WORD_MOVED)) == 0 && live_fits(live, word);
 }
 
 #endif /* LIBCBSHM_LOOKUP_H */

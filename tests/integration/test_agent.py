@@ -52,25 +52,30 @@ def write_pid(postgres):
 
 class Proxy:
     """
-    Between agent and server: a Unix socket that passes bytes on, message by message from the server.
+    Between agent and server: a Unix socket (or, without a directory, a TCP port) that passes bytes on, message by message from the server.
     `filter(type, body)` says what to do with a server's message: True = pass, False = drop,
     None = cut the connection, without passing it. `client_filter(bytes)` likewise with what comes from the agent.
     """
 
-    def __init__(self, postgres, directory):
+    def __init__(self, postgres, directory=None):
         self.server = os.path.join(postgres.host, ".s.PGSQL.5432")
         self.directory = directory
         self.filter = lambda kind, body: True
         self.client_filter = lambda data: True
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(os.path.join(directory, ".s.PGSQL.5432"))
-        os.chmod(os.path.join(directory, ".s.PGSQL.5432"), 0o777)
+        if directory:
+            self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.listener.bind(os.path.join(directory, ".s.PGSQL.5432"))
+            os.chmod(os.path.join(directory, ".s.PGSQL.5432"), 0o777)
+        else:
+            self.listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            self.listener.bind(("127.0.0.1", 0))
         self.listener.listen(64)
         self.sockets = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def conninfo(self):
-        return f"host={self.directory} dbname=cbshm user=cbagent"
+        where = f"host={self.directory}" if self.directory else f"host=localhost port={self.listener.getsockname()[1]}"
+        return f"{where} dbname=cbshm user=cbagent sslmode=disable"
 
     def _accept(self):
         while True:
@@ -448,6 +453,27 @@ class Full(unittest.TestCase):
                 self.assertEqual(postgres.value("SELECT count(*) FROM cbshm.breaker"), "16")
                 self.assertEqual(error_of(agent.call, "Disable", name="b3", reason="x")[0], "ok")
 
+    def test_room_that_comes(self):
+        with Postgres().migrate() as postgres:
+            with Agent(postgres, config={"segment": {"capacity": "16"}}) as agent:
+                postgres.psql("INSERT INTO cbshm.breaker (name, disabled) SELECT 'b' || i, true "
+                              "FROM generate_series(0, 15) i")
+                wait_for(lambda: is_open(agent, "b15"), 3)
+                # For a moment, the segment has to hold both names.
+                postgres.psql("UPDATE cbshm.breaker SET name = 'renamed' || name")
+                wait_for(lambda: all(is_open(agent, f"renamedb{i}") for i in range(16)), 5)
+                # One that did not fit comes when another goes.
+                postgres.psql("INSERT INTO cbshm.breaker (name, disabled) VALUES ('late', true)")
+                time.sleep(0.3)
+                self.assertIsNone(listed(agent, "late"))
+                postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'renamedb7'")
+                wait_for(lambda: is_open(agent, "late"), 5)
+                # So it is with what has changed while the agent was away.
+                agent.stop()
+                postgres.psql("UPDATE cbshm.breaker SET name = 'again' || name")
+                agent.start()
+                wait_for(lambda: is_open(agent, "againlate"), 5)
+
 
 class Faults(unittest.TestCase):
     """The database goes away, in every way."""
@@ -555,7 +581,7 @@ class Faults(unittest.TestCase):
             outcome = error_of(agent.call, "Enable", name="frozen", timeout_ms=1000)[0]
             self.assertIn(outcome, ("OutcomeUnknown", "Timeout"))
             self.assertLess(time.monotonic() - started, 3)
-            wait_for(lambda: agent.header()[0] == DISCONNECTED, 12)
+            wait_for(lambda: agent.header()[0] == DISCONNECTED, 8)
             self.assertTrue(is_open(agent, "frozen"))
             wait_for(lambda: error_of(agent.call, "Enable", name="frozen", timeout_ms=1000)[0]
                      == "DatabaseUnavailable", 5)
@@ -563,6 +589,24 @@ class Faults(unittest.TestCase):
             self.postgres.sigcont()
         wait_for(lambda: agent.header()[0] == LIVE, 5)
         self.assertEqual(error_of(agent.call, "Enable", name="frozen")[0], "ok")
+
+    def test_frozen_lane(self):
+        agent = self.agent()
+        agent.call("SetPolicy", name="frozen", set={"failure_threshold": 2})
+        pid = int(self.postgres.value("SELECT pid FROM pg_stat_activity WHERE application_name = 'cbagent' "
+                                      "ORDER BY backend_start DESC LIMIT 1"))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            agent.call("Disable", name="frozen", reason="x", ttl_seconds=0.1)
+            open_ones = "SELECT count(*) FROM cbshm.breaker WHERE disabled"
+            wait_for(lambda: self.postgres.value(open_ones) == "0", 20, "the recovery over another connection")
+            self.assertEqual(error_of(agent.call, "SetPolicy", name="frozen", set={"failure_threshold": 3})[0], "ok")
+            self.assertIn("event=database_lane_lost", agent.log())
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: self.postgres.value(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}") == "0", 5)
+        self.assertEqual(self.postgres.value("SELECT count(*) FROM cbshm.audit_log WHERE action = 'recover'"), "1")
+        self.assertEqual(agent.call("GetState", name="frozen")["state"]["policy"]["failure_threshold"], 3)
 
     def test_database_down_at_start(self):
         first = self.agent()
@@ -618,9 +662,19 @@ class Faults(unittest.TestCase):
         self.postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'deaf'")
         wait_for(lambda: listed(agent, "deaf") is None, 2.5)
 
-    def test_host_name_is_looked_up(self):
-        port = self.postgres.options.get("port", "5432")
-        agent = self.agent(conninfo=f"host=no-such-host.invalid,{self.postgres.host} dbname=cbshm user=cbagent port={port}")
+    def test_host_name_over_tcp(self):
+        proxy = Proxy(self.postgres)
+        self.addCleanup(proxy.close)
+        agent = self.agent(conninfo=proxy.conninfo())
+        self.assertEqual(error_of(agent.call, "Enable", name="x")[0], "ok")
+
+    def test_host_name_that_is_unknown(self):
+        agent = self.agent(conninfo="host=no-such-host.invalid dbname=cbshm", ready=False)
+        wait_for(lambda: "cannot look up the host no-such-host.invalid" in agent.log(), 10)
+        self.assertIn("no-such-host.invalid", error_of(agent.call, "Enable", name="x")[1]["message"])
+
+    def test_one_of_two_hosts_is_unknown(self):
+        agent = self.agent(conninfo=f"host=no-such-host.invalid,{self.postgres.host} dbname=cbshm user=cbagent")
         self.assertEqual(error_of(agent.call, "Enable", name="x")[0], "ok")
 
     def test_first_host_hangs(self):

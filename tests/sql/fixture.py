@@ -163,10 +163,10 @@ class SqlTest(unittest.TestCase):
         return caught.exception
 
     def assertSeconds(self, expression, seconds, name=None):
-        """An interval of the row's, to the millisecond: some microseconds of work lie between two clock readings."""
+        """An interval of the row's: some work lies between two readings of the clock, on a busy machine even more."""
         found = self.row(f"SELECT extract(epoch FROM {expression})::float8 AS s FROM cbshm.breaker "
                          f"WHERE name = {quote(name or self.name)}")["s"]
-        self.assertAlmostEqual(found, seconds, delta=0.25)
+        self.assertAlmostEqual(found, seconds, delta=2)
 
 
 class Listener:

@@ -71,6 +71,16 @@ class Batch(ApplyTest):
         self.assertEqual(self.breaker()["consecutive_failures"], 7)
         self.assertEqual(len(self.incidents()), 1)
 
+    def test_enable_after_counting(self):
+        done = self.apply([drift(self.name, 0.9), enable(self.name), drift(self.name, 0.9)])
+        self.assertEqual([each["changed"] for each in done], [False] * 3)
+        self.assertEqual(self.breaker()["consecutive_failures"], 2)
+
+    def test_disable_keeps_what_was_counted(self):
+        self.apply([drift(self.name, 0.9), disable(self.name), disable(self.name), drift(self.name, 0.9)])
+        self.assertEqual(self.breaker()["consecutive_failures"], 2)
+        self.assertEqual(len(self.incidents()), 1)
+
     def test_bad_request_fails_alone(self):
         bad = [drift(self.name, float("nan")), drift(self.name, 2), drift(self.name, 0.9, count=0),
                drift(self.name, 0.9, details="{"), drift(self.name, 0.9, details="[]"),
@@ -154,6 +164,20 @@ class Locks(ApplyTest):
         waiter.wait()
         waiter.close()
         self.assertEqual(self.breaker(self.a)["consecutive_failures"], 1)
+
+    def test_rows_are_locked_in_the_order_of_their_names(self):
+        first, last = "!" + self.name, "~" + self.name
+        for name in (first, last):
+            self.enable(name)
+        waiter = fixture.server().session()
+        waiter.send(call([drift(name, 0.9) for name in (last, self.a, first)]))
+        waiter.blocked(0.2)
+        free = self.rows("SELECT name FROM cbshm.breaker WHERE name = ANY ("
+                         + array([first, last], "text") + ") FOR UPDATE SKIP LOCKED")
+        self.assertEqual([each["name"] for each in free], [last])
+        self.other.execute("COMMIT")
+        waiter.wait()
+        waiter.close()
 
     def test_waiting_for_so_long(self):
         self.run_sql("SET lock_timeout = '100 ms'")

@@ -614,8 +614,17 @@ class Atomicity(fixture.SqlTest):
         self.run_sql("ROLLBACK")
         self.assertEqual(self.traces(), (None, [], [], []))
 
-    def test_failed_update_leaves_no_context(self):
+    def test_operation_leaves_no_context(self):
         """What a function told the triggers does not colour a later plain write of the transaction."""
+        self.run_sql("BEGIN")
+        self.schema_error(5)
+        self.run_sql(f"UPDATE cbshm.breaker SET disabled_reason = 'x', disabled_by = 'y' WHERE name = '{self.name}'")
+        self.run_sql("COMMIT")
+        self.assertEqual([(each["severity"], each["opened_by"]) for each in self.incidents()],
+                         [("P3", "circuit_breaker"), ("P2", "y")])
+        self.assertEqual((self.audit()[-1]["action"], self.audit()[-1]["actor"]), ("disable", "y"))
+
+    def test_failed_operation_leaves_no_context(self):
         self.run_sql("BEGIN; SAVEPOINT s")
         self.run_sql("ALTER TABLE cbshm.alert_queue ADD CONSTRAINT broken CHECK (false) NOT VALID")
         self.refused(f"SELECT cbshm.report_schema_error('{self.name}', 5)", "23514")

@@ -93,6 +93,7 @@ class Postgres:
         self.data = os.path.join(self.host, "data")
         self.log_path = os.path.join(self.host, "log")
         self.options = {"fsync": "on" if fsync else "off", "listen_addresses": "", "shared_buffers": "16MB",
+                        "dynamic_shared_memory_type": "mmap",
                         "unix_socket_directories": self.host, "unix_socket_permissions": "0777",
                         "log_line_prefix": "%m [%p] %a ", **(options or {})}
         self.process = None
@@ -168,10 +169,22 @@ class Postgres:
         with open(self.log_path, encoding="utf-8", errors="replace") as log:
             return log.read()
 
+    def _quit(self):
+        """Asks the server to end at once, so that it takes its System V shared memory with it."""
+        if self.process is None:
+            return
+        self.sigcont()
+        self.process.send_signal(signal.SIGQUIT)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            pass
+
     def close(self):
         """Throws the server away."""
         for session in self._sessions:
             session.close()
+        self._quit()
         kill_all_in(self.host)
         if self.process:
             self.process.wait()

@@ -465,7 +465,7 @@ static void test_long_reason(void)
 {
 	static char text[4000];
 	static struct step script[] = {{REPLY, text}};
-	char reason[600] = "a";
+	char reason[700] = "a";
 	struct cbshm_state state;
 
 	for (int i = 0; i < 200; i++)

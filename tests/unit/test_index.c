@@ -131,11 +131,34 @@ static void test_tides(void)
 	segment_writer_close(writer);
 }
 
+/* A name counts only under the generation with which it was looked for. */
+static void test_generation(void)
+{
+	const char *name = scratch_segment();
+	struct segment_writer *writer = scratch_writer(name, 16);
+	struct segment_view view = scratch_map(name);
+	struct name_key key;
+
+	segment_writer_set_cool_down(writer, 0);
+	put(writer, row_closed("old", 1));
+	uint32_t old = word_generation(word_load(segment_word(&view, 0)));
+	CU_ASSERT(index_slot_name(&view, 0, old, &key));
+	segment_writer_remove(writer, "old");
+	CU_ASSERT(!index_slot_name(&view, 0, old, &key));
+	put(writer, row_closed("new", 1));
+	CU_ASSERT(!index_slot_name(&view, 0, old, &key));
+	CU_ASSERT(index_slot_name(&view, 0, word_generation(word_load(segment_word(&view, 0))),
+				  &key));
+	scratch_unmap(&view);
+	segment_writer_close(writer);
+}
+
 int main(void)
 {
 	CU_initialize_registry();
 	CU_pSuite suite = CU_add_suite("index", NULL, NULL);
 	CU_add_test(suite, "searches stay short under churn at the highest load", test_churn);
 	CU_add_test(suite, "searches stay short under full loads", test_tides);
+	CU_add_test(suite, "a name of another generation does not count", test_generation);
 	return tap_run_cunit();
 }

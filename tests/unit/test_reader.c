@@ -213,6 +213,45 @@ static void test_slot_reuse(void)
 	segment_writer_close(writer);
 }
 
+/*
+ * What a thread can see while another one moves a handle from a slot to the index word: the old word with the new
+ * `live`. The newest generation, which is in that, is the one of the slot's next breaker.
+ */
+static void test_half_moved_handle(void)
+{
+	const char *name = scratch_segment();
+	struct segment_writer *writer = scratch_writer(name, 16);
+	struct cbshm *client = scratch_client(name);
+	struct breaker_row rows[] = {row_open("new", 1), row_open("new", 2), row_closed("new", 3)};
+	struct cbshm_state state;
+
+	segment_writer_set_cool_down(writer, 0);
+	put(writer, row_closed("old", 1));
+	struct cbshm_breaker *stale = scratch_breaker(client, "old");
+	const uint64_t *word = stale->word;
+	segment_writer_remove(writer, "old");
+	rows[1].disabled_until = scratch_now() + 3600000000;
+	rows[1].auto_recover = true;
+	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+		put(writer, rows[i]);
+		CU_ASSERT_EQUAL(cbshm_check(stale).basis, CBSHM_BASIS_UNKNOWN);
+		CU_ASSERT_PTR_NOT_EQUAL_FATAL(stale->word, word);
+		uint32_t live = stale->live;
+		CU_ASSERT_EQUAL(word_generation(live), word_generation(word_load(word)));
+
+		stale->word = word;
+		CU_ASSERT(!cbshm_is_disabled(stale));
+		stale->word = word;
+		stale->live = live;
+		CU_ASSERT_EQUAL(cbshm_check(stale).basis, CBSHM_BASIS_UNKNOWN);
+		stale->word = word;
+		stale->live = live;
+		CU_ASSERT_EQUAL(cbshm_get_state(stale, &state), CBSHM_ERR_NOT_FOUND);
+	}
+	cbshm_close(client);
+	segment_writer_close(writer);
+}
+
 static void test_cool_down_and_full(void)
 {
 	const char *name = scratch_segment();
@@ -502,6 +541,7 @@ static void test_no_segment(void)
 	struct cbshm_health health;
 	unsigned int seen = 0;
 
+	sleep_us(1100000); /* so that the check tries, and fails, to attach */
 	errno = 77;
 	CU_ASSERT(!cbshm_is_disabled(breaker));
 	CU_ASSERT_EQUAL(cbshm_check(breaker).basis, CBSHM_BASIS_NO_SEGMENT);
@@ -717,6 +757,7 @@ int main(void)
 	CU_add_test(suite, "an unknown breaker that appears", test_unknown_appears);
 	CU_add_test(suite, "deleted and created again", test_deleted_and_recreated);
 	CU_add_test(suite, "a stale handle never reads the slot's next breaker", test_slot_reuse);
+	CU_add_test(suite, "nor does one that is seen half moved", test_half_moved_handle);
 	CU_add_test(suite, "slots rest, and a full segment says so", test_cool_down_and_full);
 	CU_add_test(suite, "growth past several chunks", test_growth);
 	CU_add_test(suite, "the whole record", test_state);

@@ -705,6 +705,7 @@ static const struct {
 	{"SetPolicy", "{\"set\":{\"failure_threshold\":2147483648}}", "failure_threshold"},
 	{"SetPolicy", "{\"set\":{\"schema_error_threshold\":0}}", "schema_error_threshold"},
 	{"SetPolicy", "{\"set\":{\"default_ttl_seconds\":-1}}", "default_ttl_seconds"},
+	{"SetPolicy", "{\"set\":{\"default_ttl_seconds\":0.0000004}}", "default_ttl_seconds"},
 	{"SetPolicy", "{\"set\":{\"default_ttl_seconds\":315360001}}", "default_ttl_seconds"},
 	{"SetPolicy", "{\"set\":{\"auto_recover\":0}}", "auto_recover"},
 	{"SetPolicy", "{\"set\":{\"drift\":0}}", "drift"},

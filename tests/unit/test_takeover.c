@@ -646,6 +646,10 @@ static void test_killed_in_replacement(void)
 	for (uint32_t slot = 0; slot < 16; slot++)
 		*segment_word(&view, slot) |= CBSHM_WORD_MOVED;
 	segment_header(&view)->index_word |= CBSHM_WORD_MOVED;
+	/* A handle that is made now must go on looking for the replacement. */
+	struct cbshm_breaker *late = scratch_breaker(client, "late");
+	CU_ASSERT_EQUAL(late->live & CBSHM_WORD_MOVED, 0);
+	CU_ASSERT_EQUAL(cbshm_check(late).basis, CBSHM_BASIS_UNKNOWN);
 	for (int i = 0; i < 2; i++) {
 		CU_ASSERT(shows(open_one, 3));
 		CU_ASSERT(shows(closed_one, 4));
