@@ -86,6 +86,8 @@ static void write_for_ever(const char *name, struct control *control)
 	uint64_t version;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (!stay_on(1))
+		fputs("one processor only: reads and flips take turns\n", stderr);
 	writer = scratch_writer(name, 16);
 	version = segment_writer_version(writer, "flipping");
 	for (;;) {
@@ -311,6 +313,8 @@ int main(int argc, char **argv)
 	if (child == 0)
 		write_for_ever(name, control);
 
+	/* On one processor neither would ever disturb the other. */
+	stay_on(0);
 	struct cbshm *client = scratch_client(name);
 	struct reader reader = {scratch_breaker(client, "flipping"), options.iterations,
 				ns_per_tick(),

@@ -169,6 +169,22 @@ void stay_here(void)
 		fprintf(stderr, "not bound to one processor\n");
 }
 
+bool stay_on(int which)
+{
+	cpu_set_t allowed, chosen;
+
+	if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+		return false;
+	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET((size_t)cpu, &allowed) || which-- != 0)
+			continue;
+		CPU_ZERO(&chosen);
+		CPU_SET((size_t)cpu, &chosen);
+		return sched_setaffinity(0, sizeof(chosen), &chosen) == 0;
+	}
+	return false;
+}
+
 static bool usage(const char *program)
 {
 	fprintf(stderr,

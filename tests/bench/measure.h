@@ -53,6 +53,9 @@ int print_json(const char *path, const char *benchmark, const struct pair *pairs
 /* Binds this thread to the processor it runs on: a run that moves between processors measures the moving. */
 void stay_here(void);
 
+/* Binds this process to the first or second (0, 1) of the processors it may use; false if there is none. */
+bool stay_on(int which);
+
 /* The options that all programs take; NULL and 0 where they are not given. */
 struct bench_options {
 	int repetitions;
