@@ -54,11 +54,6 @@ void try_leave(_Atomic pid_t *flag)
 	atomic_store_explicit(flag, 0, memory_order_release);
 }
 
-struct mapping *segment_current(const struct cbshm *client)
-{
-	return atomic_load_explicit(&client->reader->current, memory_order_acquire);
-}
-
 struct mapping *segment_mapping_of(const struct cbshm *client, const uint64_t *word)
 {
 	const unsigned char *at = (const unsigned char *)word;

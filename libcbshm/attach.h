@@ -47,8 +47,11 @@ struct segment_reader {
 bool try_enter(_Atomic pid_t *flag);
 void try_leave(_Atomic pid_t *flag);
 
-/* The newest mapping, or NULL. */
-struct mapping *segment_current(const struct cbshm *client);
+/* The newest mapping, or NULL. The load pairs with the release store in attach.c. */
+static inline struct mapping *segment_current(const struct cbshm *client)
+{
+	return atomic_load_explicit(&client->reader->current, memory_order_acquire);
+}
 
 /* The mapping that `word` lies in, or NULL. */
 struct mapping *segment_mapping_of(const struct cbshm *client, const uint64_t *word);

@@ -69,27 +69,59 @@ static struct cbshm_decision decide(struct handle *handle)
 	return (struct cbshm_decision){0, 0, CBSHM_BASIS_UNKNOWN, 0};
 }
 
-/* Open without an end, in a segment that is in use: the word says it all, as it does for a closed breaker. */
-static bool is_plainly_open(const struct cbshm_breaker *breaker, uint64_t *word)
+/* Everything that the two short ways below leave; of its own, so that they need no stack frame. */
+static __attribute__((noinline, cold)) struct cbshm_decision decide_fully(
+	const struct cbshm_breaker *breaker)
 {
-	*word = word_load(__atomic_load_n(&breaker->word, __ATOMIC_ACQUIRE));
-	uint32_t live = __atomic_load_n(&breaker->live, __ATOMIC_RELAXED);
-
-	return (*word & (CBSHM_WORD_DISABLED | CBSHM_WORD_INDEX | CBSHM_WORD_MOVED)) ==
-		       CBSHM_WORD_DISABLED &&
-	       live_fits(live, *word) && !word_may_expire(*word);
-}
-
-struct cbshm_decision cbshm_check_slow(const struct cbshm_breaker *breaker)
-{
-	uint64_t word;
-
-	if (is_plainly_open(breaker, &word))
-		return (struct cbshm_decision){word_epoch(word), 1, CBSHM_BASIS_SEGMENT, 0};
 	int saved = errno;
 	struct cbshm_decision decision = decide(handle_of(breaker));
+
 	errno = saved;
 	return decision;
+}
+
+/*
+ * The deadline of an open breaker that is where the handle says. If anything has changed since `word` was loaded, the
+ * long way decides.
+ */
+static inline bool read_deadline_in_place(const struct cbshm_breaker *breaker, const uint64_t *at,
+					  uint64_t word, int64_t *deadline)
+{
+	struct place place;
+	uint64_t value;
+
+	return place_of(breaker, at, &place) &&
+	       latch_read_deadline(segment_record(place.view, place.slot), at, &value, deadline) &&
+	       value == word;
+}
+
+/* A clock in the vDSO leaves errno alone, and so does a system call that cannot fail. */
+static __attribute__((noinline)) struct cbshm_decision decide_in_place(
+	const struct cbshm_breaker *breaker, const uint64_t *at, uint64_t word)
+{
+	/* First, so that the loads below are done while the counter behind the clock is still being read. */
+	int64_t now = boottime_now(), deadline;
+
+	if (!read_deadline_in_place(breaker, at, word, &deadline))
+		return decide_fully(breaker);
+	return (struct cbshm_decision){word_epoch(word), deadline > now, CBSHM_BASIS_SEGMENT, 0};
+}
+
+/*
+ * Open in a segment that is in use: without a TTL the word says it all, as it does for a closed breaker. The loads
+ * are those of the inline check, and so is the reason why their order does not matter.
+ */
+struct cbshm_decision cbshm_check_slow(const struct cbshm_breaker *breaker)
+{
+	const uint64_t *at = __atomic_load_n(&breaker->word, __ATOMIC_ACQUIRE);
+	uint64_t word = word_load(at);
+	uint32_t live = __atomic_load_n(&breaker->live, __ATOMIC_RELAXED);
+
+	if (!(word & CBSHM_WORD_DISABLED) || !word_in_place(word, live))
+		return decide_fully(breaker);
+	if (word_may_expire(word))
+		return decide_in_place(breaker, at, word);
+	return (struct cbshm_decision){word_epoch(word), 1, CBSHM_BASIS_SEGMENT, 0};
 }
 
 bool cbshm_is_disabled_call(const struct cbshm_breaker *breaker)

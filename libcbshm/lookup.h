@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "cbshm.h"
-#include "cbshm/segment.h"
+#include "cbshm/latch.h"
 #include "libcbshm/attach.h"
 #include "libcbshm/name.h"
 
@@ -60,6 +60,38 @@ static inline bool live_fits(uint32_t live, uint64_t word)
 static inline struct handle *handle_of(const struct cbshm_breaker *breaker)
 {
 	return (struct handle *)(uintptr_t)breaker;
+}
+
+/* Where a word that a handle has led to is: a slot of the client's newest mapping. */
+struct place {
+	const struct segment_view *view;
+	uint32_t slot;
+};
+
+/*
+ * The short way from a handle's word to its slot: false if it takes handle_resolve(). Found by arithmetic on
+ * the word's address, never remembered beside it: another thread may be changing the handle, and versions are so
+ * small that the record of one breaker may fit the word of another. Only the mapping may be newer than the word's, and that
+ * shows: mappings do not overlap and stay until cbshm_close(), so a word of another one (as the index word, or that of
+ * a handle without a segment) is no slot of this one.
+ */
+static inline bool place_of(const struct cbshm_breaker *breaker, const uint64_t *word,
+			    struct place *place)
+{
+	const struct mapping *mapping = segment_current(handle_of(breaker)->client);
+
+	if (!mapping)
+		return false;
+	place->view = &mapping->view;
+	uint64_t slot = ((uintptr_t)word - (uintptr_t)segment_word(place->view, 0)) / sizeof(*word);
+	place->slot = (uint32_t)slot;
+	return slot < segment_allocated(place->view);
+}
+
+/* Is `word` the decision of the breaker that `live` belongs to, in a segment that is in use? */
+static inline bool word_in_place(uint64_t word, uint32_t live)
+{
+	return (word & (CBSHM_WORD_INDEX | CBSHM_WORD_MOVED)) == 0 && live_fits(live, word);
 }
 
 #endif /* LIBCBSHM_LOOKUP_H */

@@ -12,8 +12,6 @@
 
 #include <string.h>
 
-#include "cbshm/latch.h"
-
 #define NAME_BYTES_MAX 200
 #define PAGE           UINT64_C(4096)
 #define INDEX_SIZE_MAX (UINT32_C(1) << 24)
@@ -120,11 +118,4 @@ const char *segment_validate(const struct cbshm_segment_header *header, uint64_t
 		.hash_key = {header->hash_key[0], header->hash_key[1]},
 	};
 	return NULL;
-}
-
-uint32_t segment_allocated(const struct segment_view *view)
-{
-	uint64_t allocated = word_load(&segment_header(view)->allocated);
-
-	return allocated < view->layout.capacity ? (uint32_t)allocated : view->layout.capacity;
 }

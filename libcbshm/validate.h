@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "cbshm/latch.h"
 #include "cbshm/segment.h"
 
 /* Where POSIX shared memory objects are files, in glibc as in musl. */
@@ -70,6 +71,11 @@ static inline struct cbshm_record *segment_record(const struct segment_view *vie
  * Slots whose records the file holds, at this moment. The load pairs with the release store after the
  * agent has allocated them; what is above the capacity is not believed.
  */
-uint32_t segment_allocated(const struct segment_view *view);
+static inline uint32_t segment_allocated(const struct segment_view *view)
+{
+	uint64_t allocated = word_load(&segment_header(view)->allocated);
+
+	return allocated < view->layout.capacity ? (uint32_t)allocated : view->layout.capacity;
+}
 
 #endif /* LIBCBSHM_VALIDATE_H */

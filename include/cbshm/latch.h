@@ -41,6 +41,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "cbshm/segment.h"
 
@@ -161,22 +162,75 @@ static inline void latch_recover(struct cbshm_record *record, const uint64_t *wo
 /* How often a reader tries before it says that the record is busy. */
 #define CBSHM_LATCH_TRIES 64
 
+/* What of a record is to be read, and where to. */
+struct latch_parts {
+	uint64_t *words; /* the first `count` of a copy; at least 1, the version */
+	size_t count;
+	char *actor; /* the texts, if not NULL: as many whole words as they take, not terminated; `words` must hold */
+	char *reason; /* their lengths */
+};
+
+/* The words before the texts, which say how long those are. */
+#define CBSHM_LATCH_NUMBERS (offsetof(struct cbshm_detail, disabled_by) / sizeof(uint64_t))
+#define CBSHM_LATCH_REASON  (offsetof(struct cbshm_detail, disabled_reason) / sizeof(uint64_t))
+#define CBSHM_LATCH_STEP    (3 * sizeof(uint64_t))
+
+_Static_assert(CBSHM_DETAIL_ACTOR_BYTES % CBSHM_LATCH_STEP == 0 &&
+		       CBSHM_DETAIL_REASON_BYTES % CBSHM_LATCH_STEP == 0,
+	       "payload_read_text()");
+
+static inline void payload_read_bytes(char *to, const uint64_t *from)
+{
+	uint64_t word = __atomic_load_n(from, CBSHM_PAYLOAD_LOAD);
+
+	memcpy(to, &word, sizeof(word));
+}
+
+/*
+ * However wrong the length is: until R5 has been passed it may be of another version than the text. Three words at once,
+ * of which both texts have a whole number: a loop of few rounds is one whose end a processor foresees.
+ */
+static inline void payload_read_text(char *to, const uint64_t *from, size_t length, size_t room)
+{
+	if (length > room)
+		length = room;
+	for (size_t i = 0; i < length; i += CBSHM_LATCH_STEP, from += 3) {
+		payload_read_bytes(&to[i], &from[0]);
+		payload_read_bytes(&to[i + 8], &from[1]);
+		payload_read_bytes(&to[i + 16], &from[2]);
+	}
+}
+
+static inline void payload_read_parts(const struct latch_parts *parts, const uint64_t *copy)
+{
+	uint16_t lengths[2];
+
+	payload_read(parts->words, copy, parts->count);
+	if (!parts->actor)
+		return;
+	memcpy(lengths, (const char *)parts->words + offsetof(struct cbshm_detail, actor_length),
+	       sizeof(lengths));
+	payload_read_text(parts->actor, &copy[CBSHM_LATCH_NUMBERS], lengths[0],
+			  CBSHM_DETAIL_ACTOR_BYTES);
+	payload_read_text(parts->reason, &copy[CBSHM_LATCH_REASON], lengths[1],
+			  CBSHM_DETAIL_REASON_BYTES);
+}
+
 /* R3 to R5 on one copy. */
 static inline bool latch_read_copy(const struct cbshm_record *record, uint64_t sequence,
-				   size_t copy, size_t count, uint64_t *out)
+				   size_t copy, const struct latch_parts *parts)
 {
-	payload_read(out, record->copies[copy], count);
+	payload_read_parts(parts, record->copies[copy]);
 	latch_fence_acquire();
 	return __atomic_load_n(&record->sequence, __ATOMIC_RELAXED) == sequence;
 }
 
 /*
- * R1 to R6: reads the words [0, count) of the copy that belongs to the decision word, and the word
- * itself. Returns false if the record changed under every one of CBSHM_LATCH_TRIES attempts. The caller checks the
- * generation of *value. `count` >= 1: the version is word 0.
+ * R1 to R6: reads parts of the copy that belongs to the decision word, and the word itself. Returns false if
+ * the record changed under every one of CBSHM_LATCH_TRIES attempts. The caller checks the generation of *value.
  */
-static inline bool latch_read(const struct cbshm_record *record, const uint64_t *word,
-			      uint64_t *value, uint64_t *out, size_t count)
+static inline bool latch_read_parts(const struct cbshm_record *record, const uint64_t *word,
+				    uint64_t *value, const struct latch_parts *parts)
 {
 	for (int i = 0; i < CBSHM_LATCH_TRIES; i++) {
 		uint64_t sequence = word_load(&record->sequence);
@@ -184,14 +238,47 @@ static inline bool latch_read(const struct cbshm_record *record, const uint64_t 
 		bool odd = sequence & 1;
 
 		*value = w;
-		if (latch_read_copy(record, sequence, odd, count, out) &&
-		    (uint32_t)out[0] == word_epoch(w))
+		if (latch_read_copy(record, sequence, odd, parts) &&
+		    (uint32_t)parts->words[0] == word_epoch(w))
 			return true;
-		if (odd && latch_read_copy(record, sequence, 0, count, out) &&
-		    (uint32_t)out[0] == word_epoch(w))
+		if (odd && latch_read_copy(record, sequence, 0, parts) &&
+		    (uint32_t)parts->words[0] == word_epoch(w))
 			return true;
 	}
 	return false;
+}
+
+/* The same for the words [0, count). */
+static inline bool latch_read(const struct cbshm_record *record, const uint64_t *word,
+			      uint64_t *value, uint64_t *out, size_t count)
+{
+	const struct latch_parts parts = {out, count, NULL, NULL};
+
+	return latch_read_parts(record, word, value, &parts);
+}
+
+/* Where the deadline stands in a copy. */
+#define CBSHM_LATCH_DEADLINE (offsetof(struct cbshm_detail, deadline) / sizeof(uint64_t))
+
+/*
+ * R1 to R6 for the deadline alone, once: the check of an open breaker with a TTL spends most of its time on the
+ * clock, and this is made to be lost in it. The sequence is loaded before the word and again after both loads of the
+ * copy, so that the same pairs hold as in latch_read(). False if an update is under way: latch_read() then does it in full.
+ */
+static inline bool latch_read_deadline(const struct cbshm_record *record, const uint64_t *word,
+				       uint64_t *value, int64_t *deadline)
+{
+	uint64_t sequence = word_load(&record->sequence); /* R1, pairs with W1 and W5 */
+	uint64_t w = word_load(word);                     /* R2, pairs with W4 */
+	const uint64_t *copy = record->copies[sequence & 1];
+	uint64_t version = __atomic_load_n(&copy[0], CBSHM_PAYLOAD_LOAD); /* R3, as the next */
+	uint64_t end = __atomic_load_n(&copy[CBSHM_LATCH_DEADLINE], CBSHM_PAYLOAD_LOAD);
+
+	latch_fence_acquire(); /* R4, pairs with W2 and W6 */
+	*value = w;
+	*deadline = (int64_t)end;
+	return __atomic_load_n(&record->sequence, __ATOMIC_RELAXED) == sequence && /* R5 */
+	       (uint32_t)version == word_epoch(w);                                 /* R6 */
 }
 
 #endif /* CBSHM_LATCH_H */
