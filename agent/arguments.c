@@ -16,6 +16,7 @@
 
 #include "agent/arguments.h"
 #include "libcbshm/name.h"
+#include "libcbshm/timestamp.h"
 
 #define BY_MAX             128
 #define REASON_MAX         1024
@@ -112,73 +113,6 @@ static bool take_bool(const char *field, const cJSON *value, bool *where, struct
 		return invalid(fault, field, "must be true or false");
 	*where = cJSON_IsTrue(value);
 	return true;
-}
-
-/* Reads exactly `digits` digits. */
-static bool read_digits(const char **text, int digits, int *value)
-{
-	*value = 0;
-	for (int i = 0; i < digits; i++, (*text)++) {
-		if (!isdigit((unsigned char)**text))
-			return false;
-		*value = *value * 10 + (**text - '0');
-	}
-	return true;
-}
-
-static bool read_char(const char **text, const char *one_of)
-{
-	if (**text == '\0' || strchr(one_of, **text) == NULL)
-		return false;
-	(*text)++;
-	return true;
-}
-
-static bool read_date(const char **text)
-{
-	static const int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-	int year, month, day;
-	bool leap;
-
-	if (!read_digits(text, 4, &year) || !read_char(text, "-") ||
-	    !read_digits(text, 2, &month) || !read_char(text, "-") || !read_digits(text, 2, &day))
-		return false;
-	leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
-	return year >= 1 && month >= 1 && month <= 12 && day >= 1 &&
-	       day <= days[month - 1] + (month == 2 && leap);
-}
-
-static bool read_time(const char **text)
-{
-	int hour, minute, second;
-	size_t digits;
-
-	if (!read_digits(text, 2, &hour) || !read_char(text, ":") ||
-	    !read_digits(text, 2, &minute) || !read_char(text, ":") ||
-	    !read_digits(text, 2, &second) || hour > 23 || minute > 59 || second > 59)
-		return false;
-	if (!read_char(text, "."))
-		return true;
-	digits = strspn(*text, "0123456789");
-	*text += digits;
-	return digits >= 1 && digits <= 9;
-}
-
-/* Postgres knows zones up to 15:59. */
-static bool read_zone(const char **text)
-{
-	int hour, minute;
-
-	if (read_char(text, "Zz"))
-		return true;
-	return read_char(text, "+-") && read_digits(text, 2, &hour) && read_char(text, ":") &&
-	       read_digits(text, 2, &minute) && hour <= 15 && minute <= 59;
-}
-
-static bool is_rfc3339(const char *text)
-{
-	return read_date(&text) && read_char(&text, "Tt") && read_time(&text) && read_zone(&text) &&
-	       *text == '\0';
 }
 
 static bool is_uuid(const char *text)
@@ -289,13 +223,17 @@ static bool take_by(const char *field, const cJSON *value, struct request *reque
 static bool take_until(const char *field, const cJSON *value, struct request *request,
 		       struct fault *fault)
 {
+	char text[TIMESTAMP_SIZE];
+	int64_t time;
+
 	if (cJSON_IsString(value) && strcmp(value->valuestring, "never") == 0)
 		return keep(&request->until, "infinity", fault);
-	if (!cJSON_IsString(value) || !is_rfc3339(value->valuestring))
+	if (!cJSON_IsString(value) || !timestamp_parse(value->valuestring, &time) ||
+	    !timestamp_format(time, text))
 		return invalid(fault, field,
 			       "must be a time with its zone, such as 2030-01-31T18:00:00Z, or "
 			       "\"never\"");
-	return keep(&request->until, value->valuestring, fault);
+	return keep(&request->until, text, fault);
 }
 
 static bool take_ttl(const char *field, const cJSON *value, struct request *request,

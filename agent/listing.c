@@ -14,14 +14,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "agent/listing.h"
 #include "agent/message.h"
 #include "agent/segment_writer.h"
+#include "libcbshm/timestamp.h"
 
 #define ENVELOPE_SIZE 64 /* {"parameters":{"breakers":[],"complete":false}} */
-#define TIME_SIZE     sizeof("-292278-01-01T00:00:00.000000Z")
 
 struct entry {
 	char name[CBSHM_NAME_ROOM];
@@ -68,21 +67,10 @@ static void page_collect(struct page *page, size_t room, const struct segment_wr
 
 static bool add_time(cJSON *object, const char *key, int64_t microseconds)
 {
-	char text[TIME_SIZE], second[TIME_SIZE];
-	int64_t fraction = microseconds % 1000000;
-	time_t seconds = (time_t)(microseconds / 1000000);
-	struct tm tm;
+	char text[TIMESTAMP_SIZE];
 
-	if (microseconds == INT64_MIN)
+	if (!timestamp_format(microseconds, text)) /* INT64_MIN: there is none */
 		return cJSON_AddNullToObject(object, key) != NULL;
-	if (fraction < 0) {
-		fraction += 1000000;
-		seconds--;
-	}
-	if (gmtime_r(&seconds, &tm) == NULL ||
-	    strftime(second, sizeof(second), "%Y-%m-%dT%H:%M:%S", &tm) == 0)
-		return cJSON_AddNullToObject(object, key) != NULL;
-	snprintf(text, sizeof(text), "%.*s.%06dZ", (int)sizeof(text) - 9, second, (int)fraction);
 	return cJSON_AddStringToObject(object, key, text) != NULL;
 }
 

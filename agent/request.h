@@ -77,7 +77,7 @@ struct request {
 	char *details; /* compact JSON object */
 	char *reason;
 	char *by;
-	char *until;      /* RFC 3339 as the client wrote it, or "infinity" */
+	char *until;      /* RFC 3339 in UTC, or "infinity" */
 	int64_t ttl_us;   /* 0 = not given */
 	char *request_id; /* UUID in text */
 	bool include_resolved;
