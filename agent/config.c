@@ -22,6 +22,7 @@
 #include "agent/config.h"
 #include "agent/text.h"
 #include "cbshm/segment.h"
+#include "libcbshm/validate.h"
 
 #define NAME_BYTES_MAX 128
 
@@ -120,11 +121,10 @@ static bool key_conninfo(struct parser *parser, const char *value)
 
 static bool key_segment_name(struct parser *parser, const char *value)
 {
-	if (value[0] != '/' || value[1] == '\0' || strchr(value + 1, '/') != NULL ||
-	    strcmp(value, "/.") == 0 || strcmp(value, "/..") == 0 || strlen(value) > 200) {
+	if (!segment_name_valid(value)) {
 		complain(parser, parser->line,
-			 "name = %s: must be a slash and a name without slashes, like /cbshm, at "
-			 "most 200 bytes",
+			 "name = %s: must be a slash and 1 to 200 bytes without slashes, like "
+			 "/cbshm",
 			 value);
 		return false;
 	}
