@@ -24,6 +24,7 @@
 #define EXPONENT_MAX       308 /* of a double */
 #define TIMEOUT_DEFAULT_MS 5000
 #define TIMEOUT_MAX_MS     3600000
+#define TTL_MIN_SECONDS    0.000001
 #define TTL_MAX_SECONDS    315360000.0 /* ten years */
 #define INCIDENTS_DEFAULT  10
 #define INCIDENTS_MAX      1000
@@ -239,7 +240,7 @@ static bool take_until(const char *field, const cJSON *value, struct request *re
 static bool take_ttl(const char *field, const cJSON *value, struct request *request,
 		     struct fault *fault)
 {
-	if (!cJSON_IsNumber(value) || !(value->valuedouble >= 0.000001) ||
+	if (!cJSON_IsNumber(value) || !(value->valuedouble >= TTL_MIN_SECONDS) ||
 	    !(value->valuedouble <= TTL_MAX_SECONDS))
 		return invalid(fault, field, "must be more than 0 and at most 315360000 seconds");
 	request->ttl_us = llround(value->valuedouble * 1e6);
@@ -318,10 +319,9 @@ static bool take_schema_error_threshold(const char *field, const cJSON *value,
 static bool take_default_ttl(const char *field, const cJSON *value, struct request *request,
 			     struct fault *fault)
 {
-	/* What would be rounded down to 0 was not meant to be for ever. */
-	if (!cJSON_IsNumber(value) ||
-	    !(value->valuedouble == 0 ||
-	      (value->valuedouble >= 0.000001 && value->valuedouble <= TTL_MAX_SECONDS)))
+	/* What is less than a microsecond must not become a "never". */
+	if (!cJSON_IsNumber(value) || !(value->valuedouble <= TTL_MAX_SECONDS) ||
+	    !(value->valuedouble == 0 || value->valuedouble >= TTL_MIN_SECONDS))
 		return invalid(fault, field,
 			       "must be 0 (never ends), or 0.000001 to 315360000 seconds");
 	request->default_ttl_us = llround(value->valuedouble * 1e6);
