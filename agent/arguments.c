@@ -59,18 +59,6 @@ static bool keep(char **where, const char *text, struct fault *fault)
 
 /* ---- kinds of values -------------------------------------------------------------------- */
 
-/* No control characters: neither the ASCII ones nor U+0080 to U+009F. `allowed` lists exceptions. */
-static bool has_control(const char *text, const char *allowed)
-{
-	for (const unsigned char *p = (const unsigned char *)text; *p != '\0'; p++) {
-		if ((*p < 0x20 || *p == 0x7f) && strchr(allowed, *p) == NULL)
-			return true;
-		if (p[0] == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0)
-			return true;
-	}
-	return false;
-}
-
 /* A text of 1 to `max` bytes. That it is UTF-8 has been seen to when the message was taken apart. */
 static bool take_text(const char *field, const cJSON *value, size_t max, const char *allowed,
 		      char **where, struct fault *fault)
@@ -83,7 +71,7 @@ static bool take_text(const char *field, const cJSON *value, size_t max, const c
 	if (length < 1 || length > max)
 		return fault_set(fault, REPLY_INVALID_ARGUMENT, field,
 				 "%s must be 1 to %zu bytes long; it has %zu", field, max, length);
-	if (has_control(value->valuestring, allowed))
+	if (utf8_has_control(value->valuestring, allowed))
 		return invalid(fault, field, "must not contain control characters");
 	return keep(where, value->valuestring, fault);
 }

@@ -66,11 +66,7 @@ static void number_as_name(uid_t uid, char *name, size_t size)
 /* Fit to go into a JSON text and an audit log? */
 static bool is_printable(const char *text)
 {
-	for (const unsigned char *p = (const unsigned char *)text; *p != '\0'; p++) {
-		if (*p < 0x20 || *p == 0x7f)
-			return false;
-	}
-	return utf8_valid(text, strlen(text));
+	return utf8_valid(text, strlen(text)) && !utf8_has_control(text, "");
 }
 
 static void ask_name(uid_t uid, char *name, size_t size)

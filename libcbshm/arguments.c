@@ -34,18 +34,6 @@ int add_name(cJSON *parameters, const char *name, struct cbshm_call *call)
 	return 0;
 }
 
-/* C0 but for `allowed`, DEL and C1. */
-static bool has_control(const char *text, const char *allowed)
-{
-	for (const unsigned char *p = (const unsigned char *)text; *p != '\0'; p++) {
-		if ((*p < 0x20 || *p == 0x7f) && strchr(allowed, *p) == NULL)
-			return true;
-		if (p[0] == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0)
-			return true;
-	}
-	return false;
-}
-
 static int add_text(cJSON *parameters, const char *field, const char *text, size_t max,
 		    const char *allowed, struct cbshm_call *call)
 {
@@ -56,7 +44,7 @@ static int add_text(cJSON *parameters, const char *field, const char *text, size
 				 "%s must be 1 to %zu bytes long; it has %zu", field, max, length);
 	if (!utf8_valid(text, length))
 		return call_fail(call, CBSHM_ERR_INVALID, "%s must be valid UTF-8", field);
-	if (has_control(text, allowed))
+	if (utf8_has_control(text, allowed))
 		return call_fail(call, CBSHM_ERR_INVALID,
 				 "%s must not contain control characters%s", field,
 				 allowed[0] != '\0' ? " other than tab and newline" : "");

@@ -115,3 +115,14 @@ size_t utf8_cut(const char *text, size_t length, size_t room)
 	}
 	return end;
 }
+
+bool utf8_has_control(const char *text, const char *allowed)
+{
+	for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+		if ((*p < 0x20 || *p == 0x7f) && !strchr(allowed, *p))
+			return true;
+		if (p[0] == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0)
+			return true;
+	}
+	return false;
+}

@@ -36,6 +36,9 @@ bool name_key_get(const struct name_key *key, char name[129]);
 /* Valid UTF-8: no overlong form, no surrogate, nothing above U+10FFFF. */
 bool utf8_valid(const char *text, size_t length);
 
+/* Does valid UTF-8 hold a control character (C0, DEL, C1) that is not in `allowed`? */
+bool utf8_has_control(const char *text, const char *allowed);
+
 /* The longest prefix of valid UTF-8 of at most `room` bytes that ends at a character's end. */
 size_t utf8_cut(const char *text, size_t length, size_t room);
 
