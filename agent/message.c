@@ -3,9 +3,7 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * cJSON parses. Before it, one pass over the text refuses what cJSON would let through or stumble over:
- * invalid UTF-8, raw control characters, escaped NULs (which would cut a C string short of what
- * was meant), loose numbers and deep nesting.
+ * cJSON parses; what it would let through, json_text_scan() and utf8_valid() refuse before.
  */
 #include <config.h>
 
@@ -16,6 +14,7 @@
 #include <string.h>
 
 #include "agent/message.h"
+#include "libcbshm/json_text.h"
 #include "libcbshm/name.h"
 
 static const struct {
@@ -72,86 +71,6 @@ static bool malformed(struct fault *fault, const char *what, size_t offset)
 {
 	return fault_set(fault, REPLY_MALFORMED, NULL, "%s at byte %zu of the message", what,
 			 offset);
-}
-
-/* Checks the string that begins after text[*at] == '"' and moves *at to its closing quote. */
-static bool scan_string(const char *text, size_t size, size_t *at, struct fault *fault)
-{
-	size_t i = *at + 1;
-
-	while (i < size && text[i] != '"') {
-		if ((unsigned char)text[i] < 0x20)
-			return malformed(fault, "a control character that is not escaped", i);
-		if (text[i] == '\\') {
-			if (strncmp(text + i, "\\u0000", 6) == 0)
-				return malformed(fault, "an escaped NUL in a text", i);
-			i++;
-		}
-		i++;
-	}
-	if (i >= size)
-		return malformed(fault, "a text that does not end", *at);
-	*at = i;
-	return true;
-}
-
-static size_t digits(const char *text)
-{
-	return strspn(text, "0123456789");
-}
-
-/* Checks the number at text[*at] against JSON's grammar and moves *at to its last character. */
-static bool scan_number(const char *text, size_t *at, struct fault *fault)
-{
-	const char *p = text + *at;
-	size_t n;
-
-	p += *p == '-';
-	n = digits(p);
-	if (n == 0 || (n > 1 && *p == '0'))
-		return malformed(fault, "a number that JSON does not know", *at);
-	p += n;
-	if (*p == '.') {
-		n = digits(++p);
-		if (n == 0)
-			return malformed(fault, "a number that JSON does not know", *at);
-		p += n;
-	}
-	if (*p == 'e' || *p == 'E') {
-		p++;
-		p += *p == '+' || *p == '-';
-		n = digits(p);
-		if (n == 0)
-			return malformed(fault, "a number that JSON does not know", *at);
-		p += n;
-	}
-	*at = (size_t)(p - text) - 1;
-	return true;
-}
-
-static bool scan(const char *text, size_t size, struct fault *fault)
-{
-	int depth = 0;
-
-	for (size_t i = 0; i < size; i++) {
-		const unsigned char c = (unsigned char)text[i];
-
-		if (c == '"') {
-			if (!scan_string(text, size, &i, fault))
-				return false;
-		} else if (c == '-' || (c >= '0' && c <= '9')) {
-			if (!scan_number(text, &i, fault))
-				return false;
-		} else if (c == '{' || c == '[') {
-			if (++depth > MESSAGE_DEPTH_MAX)
-				return malformed(fault, "objects or arrays nested too deeply", i);
-		} else if (c == '}' || c == ']') {
-			depth--;
-		} else if ((c < 0x20 && strchr("\t\n\r", c) == NULL) || c >= 0x7f) {
-			return malformed(fault, "a byte that JSON does not know", i);
-		}
-	}
-	return true;
 }
 
 static bool take_flag(const cJSON *member, bool *seen, bool *value, struct fault *fault)
@@ -218,7 +137,8 @@ static bool take_members(struct message *message, struct fault *fault)
 
 bool message_parse(const char *text, size_t size, struct message *message, struct fault *fault)
 {
-	const char *end = NULL;
+	const char *end = NULL, *what;
+	size_t at;
 
 	memset(message, 0, sizeof(*message));
 	message->text = text;
@@ -227,8 +147,9 @@ bool message_parse(const char *text, size_t size, struct message *message, struc
 				 "the message is longer than %u bytes", MESSAGE_SIZE_MAX);
 	if (!utf8_valid(text, size))
 		return malformed(fault, "invalid UTF-8", utf8_cut(text, size, size));
-	if (!scan(text, size, fault))
-		return false;
+	what = json_text_scan(text, size, MESSAGE_DEPTH_MAX, &at);
+	if (what != NULL)
+		return malformed(fault, what, at);
 	message->root = cJSON_ParseWithLengthOpts(text, size + 1, &end, 1);
 	if (message->root == NULL)
 		return malformed(fault, "no valid JSON", end != NULL ? (size_t)(end - text) : 0);
@@ -245,52 +166,6 @@ void message_free(struct message *message)
 	memset(message, 0, sizeof(*message));
 }
 
-/* ---- the text behind a value: it has been parsed, so that its grammar can be relied on ---- */
-
-static const char *skip_blanks(const char *p)
-{
-	return p + strspn(p, " \t\n\r");
-}
-
-/* From an opening quote to behind the closing one. */
-static const char *skip_string(const char *p)
-{
-	for (p++; *p != '"'; p++)
-		p += *p == '\\';
-	return p + 1;
-}
-
-static const char *skip_value(const char *p)
-{
-	int depth = 0;
-
-	do {
-		if (*p == '"') {
-			p = skip_string(p);
-			continue;
-		}
-		if (*p == '{' || *p == '[')
-			depth++;
-		else if (*p == '}' || *p == ']')
-			depth--;
-		p++;
-	} while (depth > 0 || (p[-1] != '}' && p[-1] != ']' && p[-1] != '"' &&
-			       strchr(",}] \t\n\r", *p) == NULL));
-	return p;
-}
-
-/* The value of the member number `index` of the object at `p`. */
-static const char *find_value(const char *p, size_t index)
-{
-	for (p++;; p++) {
-		p = skip_string(skip_blanks(p));
-		p = skip_blanks(skip_blanks(p) + 1);
-		if (index-- == 0)
-			return p;
-		p = skip_blanks(skip_value(p));
-	}
-}
-
 /* cJSON keeps the members in the order of the text. */
 static size_t index_of(const cJSON *object, const cJSON *member)
 {
@@ -303,23 +178,10 @@ static size_t index_of(const cJSON *object, const cJSON *member)
 
 char *message_parameter_text(const struct message *message, const cJSON *parameter)
 {
-	const char *p = skip_blanks(message->text);
-	const char *end, *next;
-	char *text, *out;
+	const char *p = message->text + strspn(message->text, " \t\n\r");
 
-	p = find_value(p, index_of(message->root, message->parameters));
-	p = find_value(p, index_of(message->parameters, parameter));
-	end = skip_value(p);
-	text = out = malloc((size_t)(end - p) + 1);
-	while (text != NULL && p < end) {
-		next = *p == '"' ? skip_string(p) : p + 1;
-		if (strchr(" \t\n\r", *p) == NULL)
-			out = mempcpy(out, p, (size_t)(next - p));
-		p = next;
-	}
-	if (text != NULL)
-		*out = '\0';
-	return text;
+	p = json_text_nth(p, index_of(message->root, message->parameters));
+	return json_text_copy(json_text_nth(p, index_of(message->parameters, parameter)));
 }
 
 /* Prints and frees; NULL: out of memory, here or when it was made. */
