@@ -248,11 +248,13 @@ $$;
 -- Milliseconds until something is due; 0 if something is, null if there is nothing to wait for.
 CREATE FUNCTION cbshm.alerts_due(with_repetitions boolean) RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-	SELECT greatest(0, ceil(extract(epoch FROM least(
+	SELECT greatest(0, ceil(extract(epoch FROM due - clock_timestamp()) * 1000))::bigint
+	FROM (SELECT least(
 		(SELECT min(next_attempt_at) FROM cbshm.alert_queue WHERE status = 'pending'),
 		CASE WHEN with_repetitions THEN
 			(SELECT min(resend_at) FROM cbshm.alert_queue WHERE resend_at IS NOT NULL)
-		END) - clock_timestamp()) * 1000))::bigint
+		END) AS due) d
+	WHERE due IS NOT NULL
 $$;
 
 -- ---- for admins -------------------------------------------------------------------------------

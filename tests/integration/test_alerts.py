@@ -278,6 +278,11 @@ class Queue(AlertTest):
     def ids(self, breaker):
         return self.postgres.value(f"SELECT array_agg(id) FROM cbshm.alert_queue WHERE breaker = '{breaker}'")
 
+    def sent(self, agent, claimed):
+        kind = claimed.split()[1] if claimed else ""
+        self.postgres.psql(f"SELECT cbshm.alerts_sent('{agent}', array_agg(id), '0') FROM cbshm.alert_queue "
+                           f"WHERE kind = '{kind}'; SELECT cbshm.alerts_release('{agent}')")
+
     def session(self):
         session = self.postgres.session()
         self.addCleanup(session.close)
@@ -326,13 +331,13 @@ class Queue(AlertTest):
 
     def test_repeated_while_open_and_once_after(self):
         self.postgres.psql("SELECT cbshm.disable('again', 'x')")
-        for kind in ("disable false", "disable true", "disable true"):
-            self.assertEqual(self.claim("one"), [f"again {kind}"])
-            self.postgres.psql(f"SELECT cbshm.alerts_sent('one', '{self.ids('again')}', '0')")
+        for kind in ("again disable false", "again disable true", "again disable true"):
+            self.assertEqual(self.claim("one"), [kind])
+            self.sent("one", kind)
         self.postgres.psql("SELECT cbshm.enable('again')")
         for kind in ("again enable false", "again enable true", ""):
             self.assertEqual(self.claim("one"), [kind])
-            self.postgres.psql(f"SELECT cbshm.alerts_sent('one', '{self.ids('again')}', '0')")
+            self.sent("one", kind)
         self.assertIsNone(self.postgres.value("SELECT cbshm.alerts_due(true)"))
 
     def test_a_refused_opening_does_not_follow_its_closing(self):

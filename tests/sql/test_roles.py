@@ -171,7 +171,7 @@ class Migration(fixture.SqlTest):
         return name
 
     def test_files_work_with_plain_psql(self):
-        self.assertEqual(len(self.FILES), 3)
+        self.assertEqual(len(self.FILES), 4)
         database = self.database()
         self.assertEqual(self.psql(database), "")
         self.assertEqual(fixture.server().psql("SELECT cbshm.enable('x')", db=database), "f")
