@@ -26,7 +26,7 @@ enum delivery_end {
 	DELIVERY_FAILED,   /* a member could not be asked, or is in trouble itself */
 };
 
-/* `reason` is for people; "" if accepted. Valid for the call. */
+/* `reason` is for people; "" if accepted. Valid until delivery_free(). */
 typedef void delivery_done(enum delivery_end end, const char *reason, void *arg);
 
 /* Is this list of URLs, between commas or blanks, right? If not: why, in `reason`. */

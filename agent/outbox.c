@@ -234,6 +234,8 @@ static void on_probed(enum delivery_end end, const char *reason, void *arg)
 {
 	struct outbox *outbox = arg;
 
+	if (end == DELIVERY_FAILED && outbox->failing)
+		note_failure(outbox, reason);
 	delivery_free(outbox->probing);
 	outbox->probing = NULL;
 	if (!outbox->failing)
@@ -243,11 +245,9 @@ static void on_probed(enum delivery_end end, const char *reason, void *arg)
 		if (outbox->vain < VAIN_MAX)
 			outbox->vain++;
 		note_success(outbox);
-		return;
+	} else {
+		set_timer(outbox->probe, PROBE_EVERY);
 	}
-	if (end == DELIVERY_FAILED)
-		note_failure(outbox, reason);
-	set_timer(outbox->probe, PROBE_EVERY);
 }
 
 static void on_probe(evutil_socket_t fd, short what, void *arg)
