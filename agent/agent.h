@@ -16,6 +16,7 @@ struct segment_writer;
 struct database;
 struct mirror;
 struct recovery;
+struct outbox;
 struct writer;
 struct listener;
 
@@ -25,6 +26,7 @@ struct agent {
 	struct segment_writer *segment;
 	struct mirror *mirror;     /* database -> segment */
 	struct recovery *recovery; /* closes what its TTL has ended */
+	struct outbox *outbox;     /* alerts -> Alertmanager */
 	struct writer *writer;     /* requests -> database */
 	struct database *database; /* the connections to Postgres */
 	struct listener *listener; /* the socket and its sessions */

@@ -8,6 +8,7 @@
  */
 #include <config.h>
 
+#include <assert.h>
 #include <errno.h>
 #include <grp.h>
 #include <ini.h>
@@ -19,12 +20,15 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "agent/alertmanager.h"
 #include "agent/config.h"
 #include "agent/text.h"
 #include "cbshm/segment.h"
 #include "libcbshm/validate.h"
 
 #define NAME_BYTES_MAX 128
+#define RESEND_MAX     3600
+#define KEYS_MAX       24
 
 struct parser {
 	FILE *file;
@@ -34,8 +38,11 @@ struct parser {
 	struct text messages; /* one on a line */
 	struct text conninfo;
 	int conninfo_line;
+	struct text alertmanager_url;
+	int alertmanager_url_line;
+	int basic_auth_line;
 	unsigned long seen; /* bit i: the key keys[i] was there */
-	unsigned long seen_line[16];
+	unsigned long seen_line[KEYS_MAX];
 };
 
 static void complain(struct parser *parser, int line, const char *format, ...)
@@ -187,6 +194,69 @@ static bool key_admin_group(struct parser *parser, const char *value)
 	return parse_group(parser, "admin_group", value, &parser->config->admin_group);
 }
 
+static bool key_alertmanager_url(struct parser *parser, const char *value)
+{
+	if (parser->alertmanager_url.length > 0)
+		text_add(&parser->alertmanager_url, " ");
+	else
+		parser->alertmanager_url_line = parser->line;
+	text_add(&parser->alertmanager_url, value);
+	return true;
+}
+
+static bool parse_file(struct parser *parser, const char *key, const char *value, char **path)
+{
+	if (value[0] != '/' || value[strlen(value) - 1] == '/') {
+		complain(parser, parser->line, "%s = %s: must be the absolute path of a file", key,
+			 value);
+		return false;
+	}
+	return set_string(path, value);
+}
+
+static bool key_bearer_token_file(struct parser *parser, const char *value)
+{
+	return parse_file(parser, "bearer_token_file", value, &parser->config->bearer_token_file);
+}
+
+static bool key_basic_auth_file(struct parser *parser, const char *value)
+{
+	parser->basic_auth_line = parser->line;
+	return parse_file(parser, "basic_auth_file", value, &parser->config->basic_auth_file);
+}
+
+static bool key_ca_file(struct parser *parser, const char *value)
+{
+	return parse_file(parser, "ca_file", value, &parser->config->ca_file);
+}
+
+static bool key_resend_interval(struct parser *parser, const char *value)
+{
+	unsigned long number;
+
+	errno = 0;
+	number = strtoul(value, NULL, 10);
+	if (strspn(value, "0123456789") != strlen(value) || errno != 0 || number < 1 ||
+	    number > RESEND_MAX) {
+		complain(parser, parser->line,
+			 "resend_interval = %s: must be a number of seconds from 1 to %d", value,
+			 RESEND_MAX);
+		return false;
+	}
+	parser->config->resend_interval = (unsigned)number;
+	return true;
+}
+
+static bool key_runbook_url(struct parser *parser, const char *value)
+{
+	if (strncmp(value, "http://", 7) != 0 && strncmp(value, "https://", 8) != 0) {
+		complain(parser, parser->line,
+			 "runbook_url = %s: must begin with http:// or https://", value);
+		return false;
+	}
+	return set_string(&parser->config->runbook_url, value);
+}
+
 static bool key_instance(struct parser *parser, const char *value)
 {
 	bool printable = *value != '\0' && strlen(value) <= NAME_BYTES_MAX;
@@ -227,11 +297,19 @@ static const struct {
 	{"socket", "mode", key_socket_mode, false},
 	{"socket", "group", key_socket_group, false},
 	{"socket", "admin_group", key_admin_group, false},
+	{"alertmanager", "url", key_alertmanager_url, true},
+	{"alertmanager", "bearer_token_file", key_bearer_token_file, false},
+	{"alertmanager", "basic_auth_file", key_basic_auth_file, false},
+	{"alertmanager", "ca_file", key_ca_file, false},
+	{"alertmanager", "resend_interval", key_resend_interval, false},
+	{"alertmanager", "runbook_url", key_runbook_url, false},
 	{"agent", "instance", key_instance, false},
 	{"agent", "log_level", key_log_level, false},
 };
 
 #define KEYS (sizeof(keys) / sizeof(*keys))
+
+static_assert(KEYS <= KEYS_MAX, "a line for each key");
 
 static bool section_known(const char *section)
 {
@@ -373,6 +451,19 @@ static void check_conninfo(struct parser *parser)
 	PQfreemem(message);
 }
 
+static void check_alertmanager(struct parser *parser)
+{
+	struct config *config = parser->config;
+	char reason[512];
+
+	config->alertmanager_url = text_take(&parser->alertmanager_url);
+	if (!alertmanager_check(config->alertmanager_url, reason, sizeof(reason)))
+		complain(parser, parser->alertmanager_url_line, "url: %s", reason);
+	if (config->bearer_token_file != NULL && config->basic_auth_file != NULL)
+		complain(parser, parser->basic_auth_line,
+			 "basic_auth_file and bearer_token_file cannot both be given");
+}
+
 static struct config *defaults(void)
 {
 	struct config *config = memory_new(1, sizeof(*config));
@@ -390,6 +481,7 @@ static struct config *defaults(void)
 	config->socket_mode = 0660;
 	config->socket_group = CONFIG_NO_GROUP;
 	config->admin_group = CONFIG_NO_GROUP;
+	config->resend_interval = 60;
 	config->log_level = LOG_LEVEL_INFO;
 	return config;
 }
@@ -404,6 +496,7 @@ int config_parse(FILE *file, const char *path, struct config **config, char *mes
 	if (broken > 0)
 		complain(&parser, broken, "neither [section] nor key = value nor a comment");
 	check_conninfo(&parser);
+	check_alertmanager(&parser);
 	if (ferror(file) || broken < 0) {
 		rc = ferror(file) ? -EIO : -ENOMEM;
 		snprintf(message, message_size, "%s: %s", path, strerror(-rc));
@@ -441,6 +534,11 @@ void config_free(struct config *config)
 	free(config->conninfo);
 	free(config->segment_name);
 	free(config->socket_path);
+	free(config->alertmanager_url);
+	free(config->bearer_token_file);
+	free(config->basic_auth_file);
+	free(config->ca_file);
+	free(config->runbook_url);
 	free(config->host);
 	free(config->instance);
 	free(config);

@@ -21,7 +21,7 @@
 #define CONFIG_DEFAULT_PATH CBSHM_SYSCONFDIR "/cbshm/cbagent.conf"
 #define CONFIG_NO_GROUP     ((gid_t)-1)
 
-/* All strings are set and owned by the configuration. */
+/* All strings are set, unless NULL is mentioned, and owned by the configuration. */
 struct config {
 	char *conninfo; /* [postgres]; "" = the defaults of libpq */
 
@@ -34,6 +34,13 @@ struct config {
 	mode_t socket_mode;
 	gid_t socket_group;
 	gid_t admin_group;
+
+	char *alertmanager_url;  /* [alertmanager]; a list of URLs, "" = none */
+	char *bearer_token_file; /* NULL = none, likewise below */
+	char *basic_auth_file;
+	char *ca_file;
+	char *runbook_url;
+	unsigned resend_interval; /* seconds */
 
 	char *host;     /* this machine's name; not a key */
 	char *instance; /* [agent]; the host name unless given */

@@ -4,7 +4,7 @@
  * SPDX-License-Identifier: ISC
  *
  * One state machine, changed in change_state() only. What is sent over the connections is the business of
- * mirror, recovery and writer; here are only the statements that make a connection usable, and the heartbeat.
+ * mirror, recovery, writer and outbox; here are only the statements that make a connection usable, and the heartbeat.
  */
 #include <config.h>
 
@@ -23,6 +23,7 @@
 #include "agent/database.h"
 #include "agent/log.h"
 #include "agent/mirror.h"
+#include "agent/outbox.h"
 #include "agent/recovery.h"
 #include "agent/resolver.h"
 #include "agent/segment_writer.h"
@@ -620,6 +621,7 @@ void database_loaded(struct database *database)
 	send_probe(database);
 	writer_database_changed(database->agent->writer);
 	recovery_ready(database->agent->recovery);
+	outbox_ready(database->agent->outbox);
 }
 
 static void hear_probe(struct database *database, const char *payload)
@@ -642,12 +644,18 @@ static void hear_probe(struct database *database, const char *payload)
 	connection_run(database->control, unit);
 }
 
+static void on_change(struct database *database, const char *payload)
+{
+	mirror_notified(database->agent->mirror, payload);
+	outbox_notified(database->agent->outbox, payload);
+}
+
 static void on_notified(const char *channel, const char *payload, void *arg)
 {
 	struct database *database = arg;
 
 	if (strcmp(channel, "cbshm") == 0)
-		mirror_notified(database->agent->mirror, payload);
+		on_change(database, payload);
 	else if (strcmp(channel, "cbshm_probe") == 0)
 		hear_probe(database, payload);
 }

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 /* The schema this agent was built for: the number of the last migration. */
-#define CBSHM_SCHEMA_VERSION 3
+#define CBSHM_SCHEMA_VERSION 4
 
 struct agent;
 struct connection;
@@ -28,7 +28,7 @@ enum database_state {
 	DATABASE_LIVE,
 };
 
-/* Begins to connect as soon as the loop runs; agent's mirror, recovery and writer must be there then. */
+/* Begins to connect as soon as the loop runs; agent's mirror, recovery, writer and outbox must be there then. */
 struct database *database_new(struct agent *agent);
 
 /* Closes the connections for good; the modules are told of what was under way. NULL is fine, as for free. */

@@ -22,6 +22,7 @@
 #include "agent/listener.h"
 #include "agent/log.h"
 #include "agent/mirror.h"
+#include "agent/outbox.h"
 #include "agent/recovery.h"
 #include "agent/segment_writer.h"
 #include "agent/writer.h"
@@ -98,12 +99,36 @@ static void swap(char **a, char **b)
 	*b = kept;
 }
 
+static bool same(const char *a, const char *b)
+{
+	return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
+
+/* The files that it names are read anew in any case. */
+static bool swap_alertmanager(struct config *now, struct config *read)
+{
+	const bool changed = !same(now->alertmanager_url, read->alertmanager_url) ||
+			     !same(now->bearer_token_file, read->bearer_token_file) ||
+			     !same(now->basic_auth_file, read->basic_auth_file) ||
+			     !same(now->ca_file, read->ca_file) ||
+			     !same(now->runbook_url, read->runbook_url) ||
+			     now->resend_interval != read->resend_interval;
+
+	swap(&now->alertmanager_url, &read->alertmanager_url);
+	swap(&now->bearer_token_file, &read->bearer_token_file);
+	swap(&now->basic_auth_file, &read->basic_auth_file);
+	swap(&now->ca_file, &read->ca_file);
+	swap(&now->runbook_url, &read->runbook_url);
+	now->resend_interval = read->resend_interval;
+	return changed;
+}
+
 static void on_reload(evutil_socket_t fd, short what, void *arg)
 {
 	struct program *program = arg;
 	struct config *now = program->agent.config, *read;
 	char message[MESSAGE];
-	bool reconnect;
+	bool reconnect, alertmanager;
 
 	(void)fd;
 	(void)what;
@@ -115,10 +140,13 @@ static void on_reload(evutil_socket_t fd, short what, void *arg)
 	reconnect = strcmp(now->conninfo, read->conninfo) != 0;
 	/* The rest stays as it is in force, so that the next reload compares with that. */
 	swap(&now->conninfo, &read->conninfo);
+	alertmanager = swap_alertmanager(now, read);
 	now->log_level = read->log_level;
 	log_set_level(now->log_level);
 	config_free(read);
-	log_event(LOG_LEVEL_INFO, "reloaded", "conninfo=%s", reconnect ? "changed" : "same");
+	log_event(LOG_LEVEL_INFO, "reloaded", "conninfo=%s alertmanager=%s",
+		  reconnect ? "changed" : "same", alertmanager ? "changed" : "same");
+	outbox_reconfigure(program->agent.outbox);
 	if (reconnect)
 		database_reconfigure(program->agent.database);
 }
@@ -163,6 +191,7 @@ static void on_terminate(evutil_socket_t signal_number, short what, void *arg)
 	program->stopping = true;
 	log_event(LOG_LEVEL_INFO, "stopping", "signal=%s", strsignal((int)signal_number));
 	event_add(program->deadline, &(struct timeval){.tv_sec = STOP_AFTER});
+	outbox_stop(program->agent.outbox);
 	listener_stop(program->agent.listener, on_stopped, program);
 }
 
@@ -177,6 +206,7 @@ static void stop(struct program *program)
 	writer_free(agent->writer);
 	listener_free(agent->listener);
 	database_free(agent->database);
+	outbox_free(agent->outbox);
 	recovery_free(agent->recovery);
 	mirror_free(agent->mirror);
 	segment_writer_close(agent->segment);
@@ -261,6 +291,7 @@ static int start(struct program *program)
 		goto failed;
 	agent->mirror = mirror_new(agent);
 	agent->recovery = recovery_new(agent);
+	agent->outbox = outbox_new(agent);
 	if (writer_new(agent, &agent->writer) != 0)
 		goto failed;
 	agent->database = database_new(agent);

@@ -14,7 +14,7 @@ public() { # COMPILER STANDARD LANGUAGE
 
 private() {
 	local flags
-	flags=$(pkg-config --cflags libpq libevent_core libcjson inih uuid cunit 2>/dev/null)
+	flags=$(pkg-config --cflags libpq libevent_core openssl libcjson inih uuid cunit 2>/dev/null)
 	# shellcheck disable=SC2086 # the flags are several words
 	printf '#include "config.h"\n#include "%s"\n' "$1" | gcc -x c -std=c11 -Wall -Werror -I "$build_dir" \
 		-I "$source_dir" -I "$source_dir/include" $flags -fsyntax-only -

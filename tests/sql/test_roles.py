@@ -10,7 +10,9 @@ from support.postgres import AGENT_USER, PostgresError
 
 TABLES = ("agent", "alert_queue", "audit_log", "breaker", "incident", "request", "schema_version", "settings",
           "tombstone")
-AGENT_FUNCTIONS = {"apply", "recover", "state_json", "incidents_json", "set_policy_json", "heartbeat"}
+AGENT_FUNCTIONS = {"apply", "recover", "state_json", "incidents_json", "set_policy_json", "heartbeat", "claim_alerts",
+                   "alerts_sent", "alerts_put_off", "alerts_release", "alerts_wake", "alerts_skipped", "alerts_due",
+                   "alerts_retry", "alerts_purge"}
 READER_FUNCTIONS = {"get_state", "get_incidents", "state_json", "incidents_json", "policy_json"}
 
 
@@ -78,7 +80,7 @@ class Roles(fixture.SqlTest):
         self.assertFalse(self.value(f"cbshm.recover('{self.name}')", self.agent))
         self.value(f"""cbshm.set_policy_json('{self.name}', '{{"auto_recover": false}}', 'x', NULL)""", self.agent)
         self.assertEqual(len(self.rows(f"SELECT * FROM cbshm.mirror WHERE name = '{self.name}'", self.agent)), 1)
-        self.assertGreaterEqual(self.value("(SELECT max(version) FROM cbshm.schema_version)", self.agent), 3)
+        self.assertGreaterEqual(self.value("(SELECT max(version) FROM cbshm.schema_version)", self.agent), 4)
         self.agent.execute("LISTEN cbshm; UNLISTEN cbshm")
 
     def test_heartbeat(self):
@@ -169,7 +171,7 @@ class Migration(fixture.SqlTest):
         return name
 
     def test_files_work_with_plain_psql(self):
-        self.assertEqual(len(self.FILES), 3)
+        self.assertEqual(len(self.FILES), 4)
         database = self.database()
         self.assertEqual(self.psql(database), "")
         self.assertEqual(fixture.server().psql("SELECT cbshm.enable('x')", db=database), "f")

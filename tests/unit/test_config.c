@@ -61,6 +61,12 @@ static void test_defaults(void)
 	CU_ASSERT_EQUAL(config->socket_mode, 0660);
 	CU_ASSERT_EQUAL(config->socket_group, CONFIG_NO_GROUP);
 	CU_ASSERT_EQUAL(config->admin_group, CONFIG_NO_GROUP);
+	CU_ASSERT_STRING_EQUAL(config->alertmanager_url, "");
+	CU_ASSERT_PTR_NULL(config->bearer_token_file);
+	CU_ASSERT_PTR_NULL(config->basic_auth_file);
+	CU_ASSERT_PTR_NULL(config->ca_file);
+	CU_ASSERT_PTR_NULL(config->runbook_url);
+	CU_ASSERT_EQUAL(config->resend_interval, 60);
 	CU_ASSERT_STRING_EQUAL(config->instance, host);
 	CU_ASSERT_STRING_EQUAL(config->host, host);
 	CU_ASSERT_EQUAL(config->log_level, LOG_LEVEL_INFO);
@@ -69,10 +75,14 @@ static void test_defaults(void)
 
 static void test_every_key(void)
 {
-	struct config *config = parse("[postgres]\nconninfo = host=/tmp ; why\n dbname=x\n"
-				      "[segment]\nname=/s\ncapacity=1048576\nmode=0600\ngroup=0\n"
-				      "[socket]\npath=/tmp/s\nmode=666\ngroup=root\nadmin_group=1\n"
-				      "[agent]\ninstance=a-1\nlog_level=debug\n");
+	struct config *config =
+		parse("[postgres]\nconninfo = host=/tmp ; why\n dbname=x\n"
+		      "[segment]\nname=/s\ncapacity=1048576\nmode=0600\ngroup=0\n"
+		      "[socket]\npath=/tmp/s\nmode=666\ngroup=root\nadmin_group=1\n"
+		      "[alertmanager]\nurl=http://a:9093,https://b/am\n http://[::1]\n"
+		      "bearer_token_file=/t\nca_file=/c\nresend_interval=7\n"
+		      "runbook_url=https://r/x\n"
+		      "[agent]\ninstance=a-1\nlog_level=debug\n");
 
 	CU_ASSERT_PTR_NOT_NULL_FATAL(config);
 	CU_ASSERT_STRING_EQUAL(config->conninfo, "host=/tmp dbname=x");
@@ -84,6 +94,11 @@ static void test_every_key(void)
 	CU_ASSERT_EQUAL(config->socket_mode, 0666);
 	CU_ASSERT_EQUAL(config->socket_group, 0);
 	CU_ASSERT_EQUAL(config->admin_group, 1);
+	CU_ASSERT_STRING_EQUAL(config->alertmanager_url, "http://a:9093,https://b/am http://[::1]");
+	CU_ASSERT_STRING_EQUAL(config->bearer_token_file, "/t");
+	CU_ASSERT_STRING_EQUAL(config->ca_file, "/c");
+	CU_ASSERT_EQUAL(config->resend_interval, 7);
+	CU_ASSERT_STRING_EQUAL(config->runbook_url, "https://r/x");
 	CU_ASSERT_STRING_EQUAL(config->instance, "a-1");
 	CU_ASSERT_EQUAL(config->log_level, LOG_LEVEL_DEBUG);
 	config_free(config);
@@ -117,6 +132,19 @@ static void test_wrong_values(void)
 	refused("[socket]\npath=io.cbshm\n", "F:2: path = io.cbshm: ", "absolute");
 	refused("[socket]\npath=/run/\n", "F:2: ", "absolute");
 	refused("[socket]\nmode=0777\n", "F:2: ", "0666");
+	refused("[alertmanager]\nurl=alertmanager:9093\n", "F:2: url: alertmanager:9093 ",
+		"http://");
+	refused("[alertmanager]\nurl=http://a\n ftp://b\n", "F:2: url: ftp://b ", "http://");
+	refused("[alertmanager]\nurl=http://\n", "F:2: url: http:// ", "host");
+	refused("[alertmanager]\nurl=https://u:p@a\n", "F:2: url: ", "basic_auth_file");
+	refused("[alertmanager]\nurl=http://a/?x\n", "F:2: url: ", "path");
+	refused("[alertmanager]\nurl=http://a:0\n", "F:2: url: ", "port");
+	refused("[alertmanager]\nurl=http://a:65536\n", "F:2: url: ", "must be");
+	refused("[alertmanager]\nca_file=ca.pem\n", "F:2: ca_file = ca.pem: ", "absolute");
+	refused("[alertmanager]\nbearer_token_file=/a\nbasic_auth_file=/b\n", "F:3: ", "both");
+	refused("[alertmanager]\nresend_interval=0\n", "F:2: ", "from 1 to 3600");
+	refused("[alertmanager]\nresend_interval=1m\n", "F:2: ", "seconds");
+	refused("[alertmanager]\nrunbook_url=wiki\n", "F:2: ", "http://");
 	refused("[socket]\nadmin_group=-1\n", "F:2: admin_group = -1: ", "no such group");
 	refused("[agent]\ninstance=a b\n", "F:2: instance = a b: ", "printable");
 	refused("[agent]\nlog_level=loud\n", "F:2: log_level = loud: ", "debug");

@@ -1,0 +1,569 @@
+/*
+ * outbox.c - claims alerts, has them sent, marks them; and watches for an Alertmanager that comes back
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * One batch at a time, in the states idle - claiming - sending, changed in change_state() only. Statements go over the
+ * control connection: none of them waits for a lock that somebody holds for long.
+ *
+ * While deliveries fail, rows wait longer and longer. So that they don't wait for nothing, an empty list of
+ * alerts is posted once a second: when that is taken, everything that was put off is due at once. An
+ * Alertmanager that takes empty lists only is asked less and less often, lest it use up the attempts of the rows.
+ */
+#include <config.h>
+
+#include <assert.h>
+#include <event2/event.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "agent/agent.h"
+#include "agent/alertmanager.h"
+#include "agent/config.h"
+#include "agent/connection.h"
+#include "agent/database.h"
+#include "agent/log.h"
+#include "agent/outbox.h"
+#include "agent/text.h"
+
+/* Microseconds. */
+#define SEND_TIMEOUT  5000000
+#define PROBE_TIMEOUT 2000000
+#define PROBE_EVERY   1000000
+#define LEASE         20000000
+#define LEASE_MARGIN  1000000 /* no sending that could last until so shortly before its end */
+#define TURN_MIN      1000000 /* due, but not to be had: somebody else is at it */
+#define TURN_MAX      60000000
+#define TURN_DEAF     1000000 /* without notifications */
+#define TURN_SPREAD   20000   /* not all agents of the fleet ask in the same millisecond */
+#define SKIP_AFTER    5000000 /* as long are other agents given that may know an Alertmanager */
+#define REPEAT_LOG    60000000
+
+#define INCIDENTS_MAX 200
+#define VAIN_MAX      8
+
+enum outbox_state { OUTBOX_IDLE, OUTBOX_CLAIMING, OUTBOX_SENDING };
+
+struct outbox {
+	struct agent *agent;
+	char name[256]; /* of the lease: this process and no other */
+	enum outbox_state state;
+	struct event *timer; /* the next turn */
+	bool hurried;        /* and it is soon */
+	bool stopping;
+	struct alertmanager *alertmanager; /* NULL: none is configured */
+	bool told_skipped;
+
+	PGresult *claimed;
+	int at;      /* the first row that has not got its end */
+	int in_post; /* rows that are being sent */
+	int at_once; /* rows in the next post */
+	int64_t claimed_at;
+	struct delivery *delivery;
+	bool unmarked; /* the database does not take the ends: slow down */
+
+	bool failing;
+	int64_t failed_at; /* last */
+	unsigned vain;     /* comebacks without a delivery since */
+	struct event *probe;
+	struct delivery *probing;
+	char logged[512];
+	int64_t logged_at;
+};
+
+/* Whatever this agent still holds is from a turn that has not come to its end. */
+static const char sql_release[] = "SELECT cbshm.alerts_release($1)";
+static const char sql_claim[] =
+	"SELECT id, breaker, kind, repeated,"
+	" CASE WHEN $4::pg_catalog.text = '' THEN payload ELSE payload ||"
+	"  pg_catalog.jsonb_build_object('annotations', (payload -> 'annotations') ||"
+	"   pg_catalog.jsonb_build_object('runbook_url', $4::pg_catalog.text)) END"
+	" FROM cbshm.claim_alerts($1, $2::pg_catalog.int4,"
+	"  pg_catalog.make_interval(secs => $3::pg_catalog.float8)) ORDER BY id";
+static const char sql_due[] = "SELECT cbshm.alerts_due(true)";
+static const char sql_sent[] = "SELECT cbshm.alerts_sent($1, $2::pg_catalog.int8[],"
+			       " pg_catalog.make_interval(secs => $3::pg_catalog.float8))";
+static const char sql_put_off[] =
+	"SELECT id, breaker, kind FROM cbshm.alerts_put_off($1, $2::pg_catalog.int8[], $3)";
+static const char sql_wake[] =
+	"SELECT cbshm.alerts_wake(pg_catalog.make_interval(secs => $1::pg_catalog.float8))";
+static const char sql_skip[] =
+	"SELECT cbshm.alerts_skipped(pg_catalog.make_interval(secs => $1::pg_catalog.float8))";
+static const char sql_due_to_skip[] = "SELECT cbshm.alerts_due(false)";
+
+static void send_next(struct outbox *outbox);
+
+static int64_t now(void)
+{
+	/* Goes on during a suspend, as leases do. */
+	return clock_microseconds(CLOCK_BOOTTIME);
+}
+
+static void set_timer(struct event *event, int64_t microseconds)
+{
+	const struct timeval delay = {.tv_sec = microseconds / 1000000,
+				      .tv_usec = microseconds % 1000000};
+
+	event_add(event, &delay);
+}
+
+static int64_t spread(void)
+{
+	uint32_t random = 0;
+
+	if (getrandom(&random, sizeof(random), GRND_NONBLOCK) != (ssize_t)sizeof(random))
+		random = (uint32_t)now();
+	return random % TURN_SPREAD;
+}
+
+static char *number_text(double number)
+{
+	struct text text = {0};
+
+	text_format(&text, "%.6f", number);
+	return text_take(&text);
+}
+
+static bool is_live(const struct outbox *outbox)
+{
+	return !outbox->stopping && database_state(outbox->agent->database) == DATABASE_LIVE;
+}
+
+static void run_unit(struct outbox *outbox, struct unit *unit)
+{
+	connection_run(database_control(outbox->agent->database), unit);
+}
+
+/* ---- the state machine ---- */
+
+static void change_state(struct outbox *outbox, enum outbox_state to)
+{
+	/* One step forward at a time, and back to idle from anywhere. */
+	assert(to == OUTBOX_IDLE || to == outbox->state + 1);
+	outbox->state = to;
+	if (to != OUTBOX_IDLE)
+		return;
+	delivery_free(outbox->delivery);
+	outbox->delivery = NULL;
+	PQclear(outbox->claimed);
+	outbox->claimed = NULL;
+}
+
+static void next_turn(struct outbox *outbox, int64_t microseconds)
+{
+	set_timer(outbox->timer, microseconds);
+}
+
+static void hurry(struct outbox *outbox)
+{
+	if (outbox->hurried)
+		return;
+	outbox->hurried = true;
+	if (outbox->state == OUTBOX_IDLE)
+		next_turn(outbox, spread());
+}
+
+/* Nothing is left of this batch. */
+static void end_batch(struct outbox *outbox)
+{
+	change_state(outbox, OUTBOX_IDLE);
+	next_turn(outbox, 0);
+}
+
+/* When the database says that something is due. */
+static void wait_for_due(struct outbox *outbox, const PGresult *due, int64_t patience)
+{
+	const int64_t limit = database_is_deaf(outbox->agent->database) ? TURN_DEAF : TURN_MAX;
+	int64_t delay = limit;
+
+	if (!PQgetisnull(due, 0, 0))
+		delay = atoll(PQgetvalue(due, 0, 0)) * 1000 + patience;
+	if (delay == 0)
+		delay = TURN_MIN;
+	next_turn(outbox, outbox->hurried ? spread() : (delay < limit ? delay : limit) + spread());
+}
+
+/* ---- how Alertmanager is ---- */
+
+static void note_failure(struct outbox *outbox, const char *reason)
+{
+	outbox->failed_at = now();
+	if (!outbox->failing)
+		set_timer(outbox->probe, (int64_t)PROBE_EVERY << outbox->vain);
+	outbox->failing = true;
+	if (strncmp(outbox->logged, reason, sizeof(outbox->logged) - 1) == 0 &&
+	    outbox->failed_at - outbox->logged_at < REPEAT_LOG)
+		return;
+	log_event(LOG_LEVEL_WARNING, "alertmanager_unavailable", "reason=%s", LOG_VALUE(reason));
+	snprintf(outbox->logged, sizeof(outbox->logged), "%s", reason);
+	outbox->logged_at = outbox->failed_at;
+}
+
+static void on_woken(struct unit *unit, enum unit_end end, void *arg)
+{
+	if (end == UNIT_FAILED)
+		log_event(LOG_LEVEL_WARNING, "alerts_not_woken", "reason=%s",
+			  LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
+	hurry(arg);
+}
+
+/* It answers: what waited for that is due. */
+static void note_success(struct outbox *outbox)
+{
+	const double away = (double)(now() - outbox->failed_at) / 1000000;
+	struct unit *unit;
+
+	if (!outbox->failing || !is_live(outbox))
+		return;
+	outbox->failing = false;
+	event_del(outbox->probe);
+	if (*outbox->logged != '\0')
+		log_event(LOG_LEVEL_INFO, "alertmanager_available", "after=%.1f", away);
+	*outbox->logged = '\0';
+	unit = unit_new(on_woken, outbox);
+	unit_add(unit, sql_wake, 1, number_text(away));
+	run_unit(outbox, unit);
+}
+
+static void on_probed(enum delivery_end end, const char *reason, void *arg)
+{
+	struct outbox *outbox = arg;
+
+	if (end == DELIVERY_FAILED && outbox->failing)
+		note_failure(outbox, reason);
+	delivery_free(outbox->probing);
+	outbox->probing = NULL;
+	if (!outbox->failing)
+		return;
+	/* A refusal of nothing is an answer too. */
+	if (end != DELIVERY_FAILED && is_live(outbox)) {
+		if (outbox->vain < VAIN_MAX)
+			outbox->vain++;
+		note_success(outbox);
+	} else {
+		set_timer(outbox->probe, PROBE_EVERY);
+	}
+}
+
+static void on_probe(evutil_socket_t fd, short what, void *arg)
+{
+	struct outbox *outbox = arg;
+
+	(void)fd;
+	(void)what;
+	if (!outbox->failing || outbox->alertmanager == NULL || outbox->probing != NULL ||
+	    outbox->stopping)
+		return;
+	outbox->probing =
+		alertmanager_deliver(outbox->alertmanager, "[]", PROBE_TIMEOUT, on_probed, outbox);
+}
+
+/* ---- sending a batch ---- */
+
+/* The ids of the rows in the post. */
+static char *posted_ids(const struct outbox *outbox, int count)
+{
+	struct text text = {0};
+
+	for (int i = outbox->at; i < outbox->at + count; i++)
+		text_array_add(&text, PQgetvalue(outbox->claimed, i, 0));
+	return text_array_end(&text);
+}
+
+static void on_marked(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct outbox *outbox = arg;
+
+	if (end != UNIT_FAILED)
+		return;
+	outbox->unmarked = true;
+	log_event(LOG_LEVEL_WARNING, "alerts_unmarked", "reason=%s",
+		  LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
+}
+
+static void on_put_off(struct unit *unit, enum unit_end end, void *arg)
+{
+	const PGresult *failed = unit_result(unit, 0);
+
+	on_marked(unit, end, arg);
+	for (int i = 0; end == UNIT_DONE && i < PQntuples(failed); i++)
+		log_event(LOG_LEVEL_ERROR, "alert_failed", "breaker=%s kind=%s id=%s hint=%s",
+			  LOG_VALUE(PQgetvalue(failed, i, 1)), PQgetvalue(failed, i, 2),
+			  PQgetvalue(failed, i, 0),
+			  LOG_VALUE("when its cause is mended: SELECT cbshm.alerts_retry()"));
+}
+
+static void mark_sent(struct outbox *outbox, int count)
+{
+	struct unit *unit = unit_new(on_marked, outbox);
+
+	unit_add(unit, sql_sent, 3, memory_copy(outbox->name), posted_ids(outbox, count),
+		 number_text(outbox->agent->config->resend_interval));
+	unit_prepared(unit);
+	run_unit(outbox, unit);
+	for (int i = outbox->at; i < outbox->at + count; i++) {
+		const bool repeated = *PQgetvalue(outbox->claimed, i, 3) == 't';
+
+		log_event(repeated ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO, "alert_sent",
+			  "breaker=%s kind=%s repeated=%s",
+			  LOG_VALUE(PQgetvalue(outbox->claimed, i, 1)),
+			  PQgetvalue(outbox->claimed, i, 2), repeated ? "yes" : "no");
+	}
+	outbox->at += count;
+}
+
+static void mark_put_off(struct outbox *outbox, int count, const char *reason)
+{
+	struct unit *unit = unit_new(on_put_off, outbox);
+
+	unit_add(unit, sql_put_off, 3, memory_copy(outbox->name), posted_ids(outbox, count),
+		 memory_copy(reason));
+	unit_prepared(unit);
+	run_unit(outbox, unit);
+	log_event(LOG_LEVEL_DEBUG, "alerts_put_off", "count=%d reason=%s", count,
+		  LOG_VALUE(reason));
+	outbox->at += count;
+}
+
+static void on_delivered(enum delivery_end end, const char *reason, void *arg)
+{
+	struct outbox *outbox = arg;
+	const int count = outbox->in_post;
+
+	if (!is_live(outbox)) {
+		change_state(outbox, OUTBOX_IDLE);
+		return;
+	}
+	switch (end) {
+	case DELIVERY_ACCEPTED:
+		mark_sent(outbox, count);
+		outbox->at_once *= 2;
+		outbox->vain = 0;
+		note_success(outbox);
+		break;
+	case DELIVERY_REFUSED:
+		/* One wrong alert fails them all: fewer, until it stands alone. */
+		outbox->at_once = count > 1 ? count / 2 : 1;
+		if (count == 1)
+			mark_put_off(outbox, 1, reason);
+		break;
+	case DELIVERY_FAILED:
+		/* The others would fare no better. */
+		mark_put_off(outbox, PQntuples(outbox->claimed) - outbox->at, reason);
+		note_failure(outbox, reason);
+		break;
+	}
+	delivery_free(outbox->delivery);
+	outbox->delivery = NULL;
+	send_next(outbox);
+}
+
+static void send_next(struct outbox *outbox)
+{
+	const int rows = PQntuples(outbox->claimed);
+	const int64_t held = now() - outbox->claimed_at;
+	struct text alerts = {0};
+
+	if (outbox->at == rows || held > LEASE - SEND_TIMEOUT - LEASE_MARGIN) {
+		end_batch(outbox);
+		return;
+	}
+	if (outbox->at_once > rows - outbox->at)
+		outbox->at_once = rows - outbox->at;
+	outbox->in_post = outbox->at_once;
+	text_add(&alerts, "[");
+	for (int i = outbox->at; i < outbox->at + outbox->in_post; i++) {
+		text_add(&alerts, i > outbox->at ? "," : "");
+		text_add(&alerts, PQgetvalue(outbox->claimed, i, 4));
+	}
+	text_add(&alerts, "]");
+	outbox->delivery = alertmanager_deliver(outbox->alertmanager, alerts.data, SEND_TIMEOUT,
+						on_delivered, outbox);
+	free(alerts.data);
+}
+
+/* ---- the turns ---- */
+
+static void turn_failed(struct outbox *outbox, const struct unit *unit, enum unit_end end)
+{
+	change_state(outbox, OUTBOX_IDLE);
+	if (end == UNIT_LOST)
+		return; /* outbox_ready() goes on */
+	log_event(LOG_LEVEL_WARNING, "alerts_not_claimed", "reason=%s",
+		  LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
+	next_turn(outbox, 5 * TURN_MIN);
+}
+
+static void on_claimed(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct outbox *outbox = arg;
+
+	if (end != UNIT_DONE) {
+		turn_failed(outbox, unit, end);
+	} else if (outbox->unmarked || outbox->alertmanager == NULL) {
+		/* The next turn gives back what this one has claimed. */
+		outbox->unmarked = false;
+		change_state(outbox, OUTBOX_IDLE);
+		next_turn(outbox, TURN_MIN);
+	} else if (PQntuples(unit_result(unit, 1)) == 0) {
+		change_state(outbox, OUTBOX_IDLE);
+		wait_for_due(outbox, unit_result(unit, 2), 0);
+	} else {
+		outbox->claimed = unit_take_result(unit, 1);
+		outbox->claimed_at = unit_sent_at(unit);
+		outbox->at = 0;
+		outbox->at_once = PQntuples(outbox->claimed);
+		change_state(outbox, OUTBOX_SENDING);
+		send_next(outbox);
+	}
+}
+
+static void on_skipped(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct outbox *outbox = arg;
+
+	if (end != UNIT_DONE) {
+		turn_failed(outbox, unit, end);
+		return;
+	}
+	if (atoll(PQgetvalue(unit_result(unit, 0), 0, 0)) > 0 && !outbox->told_skipped) {
+		outbox->told_skipped = true;
+		log_event(LOG_LEVEL_WARNING, "alerts_skipped", "hint=%s",
+			  LOG_VALUE("no Alertmanager is configured, so nobody is told of breakers "
+				    "that open: set url in [alertmanager]"));
+	}
+	change_state(outbox, OUTBOX_IDLE);
+	wait_for_due(outbox, unit_result(unit, 1), SKIP_AFTER);
+}
+
+static void turn(struct outbox *outbox)
+{
+	const char *runbook = outbox->agent->config->runbook_url;
+	struct unit *unit;
+	struct text max = {0};
+
+	outbox->hurried = false;
+	change_state(outbox, OUTBOX_CLAIMING);
+	if (outbox->alertmanager == NULL) {
+		unit = unit_new(on_skipped, outbox);
+		unit_add(unit, sql_skip, 1, number_text((double)SKIP_AFTER / 1000000));
+		unit_add(unit, sql_due_to_skip, 0);
+	} else {
+		text_format(&max, "%d", INCIDENTS_MAX);
+		unit = unit_new(on_claimed, outbox);
+		unit_add(unit, sql_release, 1, memory_copy(outbox->name));
+		unit_prepared(unit);
+		unit_add(unit, sql_claim, 4, memory_copy(outbox->name), text_take(&max),
+			 number_text((double)LEASE / 1000000),
+			 memory_copy(runbook != NULL ? runbook : ""));
+		unit_prepared(unit);
+		unit_add(unit, sql_due, 0);
+		unit_prepared(unit);
+	}
+	run_unit(outbox, unit);
+}
+
+static void on_timer(evutil_socket_t fd, short what, void *arg)
+{
+	struct outbox *outbox = arg;
+
+	(void)fd;
+	(void)what;
+	if (outbox->state == OUTBOX_IDLE && is_live(outbox))
+		turn(outbox);
+}
+
+void outbox_ready(struct outbox *outbox)
+{
+	outbox->hurried = false;
+	hurry(outbox);
+}
+
+void outbox_notified(struct outbox *outbox, const char *payload)
+{
+	/* Changes of decisions, deletions, and what an admin has done to the queue. */
+	if (payload[0] == 'c' || payload[0] == 'd' || payload[0] == 'a')
+		hurry(outbox);
+}
+
+/* ---- start and end ---- */
+
+/* Members that have just been named, or have met with an agent that just starts, may know nothing. */
+static void begin(struct outbox *outbox)
+{
+	outbox->alertmanager = alertmanager_new(outbox->agent->base, outbox->agent->config);
+	outbox->told_skipped = false;
+	outbox->vain = 0;
+	outbox->failing = outbox->alertmanager != NULL;
+	outbox->failed_at = now();
+	if (outbox->failing)
+		set_timer(outbox->probe, PROBE_EVERY);
+}
+
+static void let_go(struct outbox *outbox)
+{
+	event_del(outbox->probe);
+	delivery_free(outbox->probing);
+	outbox->probing = NULL;
+	if (outbox->state == OUTBOX_SENDING)
+		change_state(outbox, OUTBOX_IDLE);
+	alertmanager_free(outbox->alertmanager);
+	outbox->alertmanager = NULL;
+	outbox->failing = false;
+}
+
+void outbox_reconfigure(struct outbox *outbox)
+{
+	let_go(outbox);
+	begin(outbox);
+	hurry(outbox);
+}
+
+static void on_released(struct unit *unit, enum unit_end end, void *arg)
+{
+	(void)unit;
+	(void)end;
+	(void)arg;
+}
+
+void outbox_stop(struct outbox *outbox)
+{
+	struct unit *unit;
+
+	if (is_live(outbox) && outbox->alertmanager != NULL) {
+		unit = unit_new(on_released, NULL);
+		unit_add(unit, sql_release, 1, memory_copy(outbox->name));
+		run_unit(outbox, unit);
+	}
+	outbox->stopping = true;
+	let_go(outbox);
+	event_del(outbox->timer);
+}
+
+struct outbox *outbox_new(struct agent *agent)
+{
+	struct outbox *outbox = memory_new(1, sizeof(*outbox));
+
+	outbox->agent = agent;
+	snprintf(outbox->name, sizeof(outbox->name), "%.100s/%.128s/%d", agent->config->host,
+		 agent->config->instance, (int)getpid());
+	outbox->timer = evtimer_new(agent->base, on_timer, outbox);
+	outbox->probe = evtimer_new(agent->base, on_probe, outbox);
+	begin(outbox);
+	return outbox;
+}
+
+void outbox_free(struct outbox *outbox)
+{
+	if (outbox == NULL)
+		return;
+	let_go(outbox);
+	event_free(outbox->timer);
+	event_free(outbox->probe);
+	free(outbox);
+}
