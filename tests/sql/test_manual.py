@@ -25,8 +25,9 @@ class Manual(fixture.SqlTest):
 
     def test_functions(self):
         """A function for callers has its path pinned for them; its parameters are named as the page names them."""
-        functions = self.rows("SELECT proname AS name, proargnames[1:pronargs] AS parameters FROM pg_proc "
-                              "WHERE prosecdef AND pronamespace = 'cbshm'::regnamespace AND prorettype <> 'trigger'::regtype")
+        functions = self.rows("SELECT proname AS name, coalesce(proargnames[1:pronargs], '{}') AS parameters "
+                              "FROM pg_proc WHERE prosecdef AND pronamespace = 'cbshm'::regnamespace "
+                              "AND prorettype <> 'trigger'::regtype")
         self.assertGreater(len(functions), 10)
         page = self.TEXT.replace("\\\n", "")
         for function in functions:
