@@ -305,7 +305,6 @@ static int set_names(struct cbshm *client, const char *segment, const char *sock
 	client->reader = calloc(1, sizeof(*client->reader));
 	if (!client->segment || !client->socket || !client->reader)
 		return CBSHM_ERR_MEMORY;
-	pthread_mutex_init(&client->reader->handles_lock, NULL);
 	if (asprintf(&client->reader->path, "%s%s", SEGMENT_DIRECTORY, segment) < 0) {
 		client->reader->path = NULL;
 		return CBSHM_ERR_MEMORY;
@@ -369,7 +368,6 @@ static void reader_free(struct segment_reader *reader)
 		munmap(mapping, sizeof(*mapping));
 		mapping = older;
 	}
-	pthread_mutex_destroy(&reader->handles_lock);
 	free(reader->path);
 	free(reader);
 }

@@ -9,7 +9,6 @@
 #ifndef LIBCBSHM_ATTACH_H
 #define LIBCBSHM_ATTACH_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -35,8 +34,7 @@ struct segment_reader {
 	_Atomic int64_t next_attempt; /* nanoseconds of CLOCK_MONOTONIC_COARSE */
 	_Atomic int error;            /* of the last attempt, a CBSHM_ERR_* */
 	_Atomic int system_error;     /* and its errno */
-	pthread_mutex_t handles_lock; /* for the list, not for the handles */
-	struct handle *handles;
+	struct handle *handles;       /* see handles_lock() */
 };
 
 /*

@@ -13,6 +13,7 @@
 
 #include "libcbshm/lookup.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -116,26 +117,54 @@ void handle_resolve(struct handle *handle, struct resolved *resolved)
 	resolved->basis = CBSHM_BASIS_UNKNOWN;
 }
 
+/*
+ * The lock of all clients' lists, not of the handles. One for the process, since fork(2) has to wait for it: a child
+ * would wait for ever for a thread that it does not have, or find half a list.
+ */
+static pthread_mutex_t handles_mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t handles_once = PTHREAD_ONCE_INIT;
+
+static void handles_enter(void)
+{
+	pthread_mutex_lock(&handles_mutex);
+}
+
+static void handles_leave(void)
+{
+	pthread_mutex_unlock(&handles_mutex);
+}
+
+static void handles_watch_forks(void)
+{
+	pthread_atfork(handles_enter, handles_leave, handles_leave);
+}
+
+static void handles_lock(void)
+{
+	pthread_once(&handles_once, handles_watch_forks);
+	handles_enter();
+}
+
 static void handles_add(struct segment_reader *reader, struct handle *handle)
 {
-	pthread_mutex_lock(&reader->handles_lock);
+	handles_lock();
 	handle->next = reader->handles;
 	if (handle->next)
 		handle->next->previous = handle;
 	reader->handles = handle;
-	pthread_mutex_unlock(&reader->handles_lock);
+	handles_leave();
 }
 
 static void handles_remove(struct segment_reader *reader, struct handle *handle)
 {
-	pthread_mutex_lock(&reader->handles_lock);
+	handles_lock();
 	if (handle->next)
 		handle->next->previous = handle->previous;
 	if (handle->previous)
 		handle->previous->next = handle->next;
 	else
 		reader->handles = handle->next;
-	pthread_mutex_unlock(&reader->handles_lock);
+	handles_leave();
 }
 
 int cbshm_breaker_open(struct cbshm *client, const char *name, struct cbshm_breaker **breaker)

@@ -748,6 +748,57 @@ static void test_churn(void)
 	segment_writer_close(writer);
 }
 
+/* The sanitizers' own locks do not survive such a fork. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED true
+#elif defined(__has_feature)
+#define SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#else
+#define SANITIZED false
+#endif
+
+static _Atomic bool forks_done;
+
+static void *open_and_close(void *arg)
+{
+	while (!forks_done)
+		cbshm_breaker_close(scratch_breaker(arg, "other"));
+	return NULL;
+}
+
+/* A child that hangs is ended by SIGALRM: in_child() returns -1. */
+static int open_in_child(void *arg)
+{
+	struct cbshm_breaker *handle;
+
+	alarm(5);
+	if (cbshm_breaker_open(arg, "own", &handle))
+		return 1;
+	cbshm_breaker_close(handle);
+	return 0;
+}
+
+/* A fork while other threads open and close handles. */
+static void test_fork_in_the_middle(void)
+{
+	struct cbshm *client = scratch_client(scratch_segment());
+	pthread_t threads[3];
+	int failed = 0;
+
+	if (SANITIZED)
+		return;
+	forks_done = false;
+	for (int i = 0; i < 3; i++)
+		pthread_create(&threads[i], NULL, open_and_close, client);
+	for (int i = 0; i < 300 && failed == 0; i++)
+		failed = in_child(open_in_child, client);
+	CU_ASSERT_EQUAL(failed, 0);
+	forks_done = true;
+	for (int i = 0; i < 3; i++)
+		pthread_join(threads[i], NULL);
+	cbshm_close(client);
+}
+
 int main(void)
 {
 	CU_initialize_registry();
@@ -770,6 +821,7 @@ int main(void)
 	CU_add_test(suite, "publishing counts changes", test_publish);
 	CU_add_test(suite, "arguments", test_arguments);
 	CU_add_test(suite, "environment", test_environment);
+	CU_add_test(suite, "a fork while handles come and go", test_fork_in_the_middle);
 	CU_add_test(suite, "a breaker that stays is never missed while others come and go",
 		    test_churn);
 	return tap_run_cunit();
