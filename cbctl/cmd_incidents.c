@@ -26,7 +26,8 @@ static const struct option options[] = {
 
 static void json_incident(cJSON *object, const struct cbshm_incident *incident)
 {
-	cJSON *details = incident->details != NULL ? cJSON_Parse(incident->details) : NULL;
+	/* As it stands: cJSON would round numbers of more than 15 digits. */
+	cJSON *details = incident->details != NULL ? cJSON_CreateRaw(incident->details) : NULL;
 
 	json_text(object, "id", incident->id);
 	json_text(object, "breaker", incident->breaker);

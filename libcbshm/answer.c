@@ -16,8 +16,11 @@
 #include <string.h>
 
 #include "libcbshm/error.h"
+#include "libcbshm/json_text.h"
 #include "libcbshm/name.h"
 #include "libcbshm/timestamp.h"
+
+#define DEPTH_MAX 1000 /* of objects and arrays in a reply; cJSON takes no more either */
 
 static int not_cbshm(struct cbshm_call *call, const char *what)
 {
@@ -70,13 +73,67 @@ static int answered_error(const char *name, const cJSON *parameters, struct cbsh
 			 name);
 }
 
+/* The text of a member of the object that begins at `text`; NULL if there is none. */
+static const char *text_of(const cJSON *object, const char *text, const char *name,
+			   const cJSON **member)
+{
+	size_t index = 0;
+
+	*member = cJSON_GetObjectItemCaseSensitive(object, name);
+	if (*member == NULL)
+		return NULL;
+	for (const cJSON *p = object->child; p != *member; p = p->next)
+		index++;
+	return json_text_nth(text, index);
+}
+
+/*
+ * Puts the text of each incident's details into the place of what cJSON made of them, since it would print numbers
+ * of more than 15 digits rounded. The text has been scanned.
+ */
+static bool keep_details(const cJSON *root, const char *reply)
+{
+	const cJSON *parameters, *details, *array = NULL;
+	const char *text = reply + strspn(reply, " \t\n\r");
+
+	text = text_of(root, text, "parameters", &parameters);
+	if (cJSON_IsObject(parameters))
+		text = text_of(parameters, text, "incidents", &array);
+	if (!cJSON_IsArray(array) || array->child == NULL)
+		return true;
+	text = json_text_first(text);
+	for (cJSON *incident = array->child; incident != NULL; incident = incident->next) {
+		const char *found = cJSON_IsObject(incident)
+					    ? text_of(incident, text, "details", &details)
+					    : NULL;
+
+		if (found != NULL && cJSON_IsObject(details)) {
+			char *copy = json_text_copy(found);
+			cJSON *raw = copy != NULL ? cJSON_CreateRaw(copy) : NULL;
+
+			free(copy);
+			if (!cJSON_ReplaceItemInObjectCaseSensitive(incident, "details", raw)) {
+				cJSON_Delete(raw);
+				return false;
+			}
+		}
+		text = json_text_next(text);
+	}
+	return true;
+}
+
 int answer_parse(const char *reply, struct cbshm_call *call, cJSON **root, const cJSON **parameters)
 {
 	const cJSON *error;
+	size_t at;
 
-	*root = cJSON_ParseWithOpts(reply, NULL, 1);
+	*root = NULL;
+	if (json_text_scan(reply, strlen(reply), DEPTH_MAX, &at) == NULL)
+		*root = cJSON_ParseWithOpts(reply, NULL, 1);
 	if (!cJSON_IsObject(*root))
 		return not_cbshm(call, "no JSON object");
+	if (!keep_details(*root, reply))
+		return call_fail_memory(call);
 	error = cJSON_GetObjectItemCaseSensitive(*root, "error");
 	*parameters = cJSON_GetObjectItemCaseSensitive(*root, "parameters");
 	if (cJSON_IsString(error))
@@ -193,23 +250,18 @@ static char *take_copy(struct fields *fields, const char *name)
 	return copy;
 }
 
+/* An object that keep_details() has made a text. */
 static char *take_object(struct fields *fields, const char *name)
 {
 	const cJSON *value = field(fields, name);
-	char *text, *copy = NULL;
+	char *copy = NULL;
 
-	if (value == NULL)
-		return NULL;
-	if (!cJSON_IsObject(value)) {
+	if (value != NULL && !cJSON_IsRaw(value)) {
 		fields->wrong = name;
-		return NULL;
+	} else if (value != NULL) {
+		copy = strdup(value->valuestring);
+		fields->memory |= copy == NULL;
 	}
-	/* Copied, because cJSON may have been given an allocator by the program. */
-	text = cJSON_PrintUnformatted(value);
-	if (text != NULL)
-		copy = strdup(text);
-	cJSON_free(text);
-	fields->memory |= copy == NULL;
 	return copy;
 }
 

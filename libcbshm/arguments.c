@@ -12,9 +12,11 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "libcbshm/error.h"
+#include "libcbshm/json_text.h"
 #include "libcbshm/name.h"
 #include "libcbshm/timestamp.h"
 
@@ -69,39 +71,41 @@ int add_reason(cJSON *parameters, const char *reason, bool required, struct cbsh
 
 /* ---- details ---------------------------------------------------------------------------- */
 
-/* Postgres has no place for a NUL in a text, and cJSON would end the text there. */
-static bool has_escaped_nul(const char *json)
+/* What the agent would refuse in a number. */
+static bool has_infinite(const cJSON *value)
 {
-	for (; *json != '\0'; json++) {
-		if (*json != '\\')
-			continue;
-		if (strncmp(json, "\\u0000", 6) == 0)
+	if (cJSON_IsNumber(value) && !isfinite(value->valuedouble))
+		return true;
+	for (const cJSON *child = value->child; child != NULL; child = child->next) {
+		if (has_infinite(child))
 			return true;
-		if (*++json == '\0')
-			break;
 	}
 	return false;
 }
 
-static int check_value(const cJSON *value, int depth, struct cbshm_call *call)
+static int check_object(const char *details, struct cbshm_call *call)
 {
+	cJSON *object = cJSON_ParseWithOpts(details, NULL, 1);
 	int error = 0;
 
-	if (depth > DETAILS_DEPTH_MAX)
-		return call_fail(call, CBSHM_ERR_INVALID, "details must not nest deeper than %d",
-				 DETAILS_DEPTH_MAX);
-	if (cJSON_IsNumber(value) && !isfinite(value->valuedouble))
-		return call_fail(call, CBSHM_ERR_INVALID,
-				 "details must not hold a number larger than a double can hold");
-	for (const cJSON *child = value->child; child != NULL && error == 0; child = child->next)
-		error = check_value(child, depth + 1, call);
+	if (!cJSON_IsObject(object))
+		error = call_fail(call, CBSHM_ERR_INVALID,
+				  "details must be a JSON object, such as {\"batch\": 7}; %s",
+				  object != NULL ? "it is JSON, but no object" : "it is no JSON");
+	else if (has_infinite(object))
+		error = call_fail(call, CBSHM_ERR_INVALID,
+				  "details must not hold a number larger than a double can hold");
+	cJSON_Delete(object);
 	return error;
 }
 
+/* The text itself goes out, since cJSON would round numbers of more than 15 digits. */
 int add_details(cJSON *parameters, const char *details, struct cbshm_call *call)
 {
-	size_t length;
-	cJSON *object;
+	const char *what;
+	size_t length, at;
+	bool added;
+	char *text;
 	int error;
 
 	if (details == NULL)
@@ -111,22 +115,20 @@ int add_details(cJSON *parameters, const char *details, struct cbshm_call *call)
 		return call_fail(call, CBSHM_ERR_INVALID,
 				 "details must be at most %d bytes long; they have %zu",
 				 ARGUMENT_DETAILS_MAX, length);
-	if (!utf8_valid(details, length) || has_escaped_nul(details))
+	if (!utf8_valid(details, length))
+		return call_fail(call, CBSHM_ERR_INVALID, "details must be valid UTF-8");
+	what = json_text_scan(details, length, DETAILS_DEPTH_MAX, &at);
+	if (what != NULL)
 		return call_fail(call, CBSHM_ERR_INVALID,
-				 "details must be valid UTF-8 without escaped NULs");
-	object = cJSON_ParseWithOpts(details, NULL, 1);
-	if (!cJSON_IsObject(object)) {
-		const char *what = object != NULL ? "it is JSON, but no object" : "it is no JSON";
-
-		cJSON_Delete(object);
-		return call_fail(call, CBSHM_ERR_INVALID,
-				 "details must be a JSON object, such as {\"batch\": 7}; %s", what);
-	}
-	error = check_value(object, 1, call);
-	if (error == 0 && cJSON_AddItemToObject(parameters, "details", object))
-		return 0;
-	cJSON_Delete(object);
-	return error != 0 ? error : call_fail_memory(call);
+				 "details must be a JSON object; there is %s at byte %zu", what,
+				 at);
+	error = check_object(details, call);
+	if (error != 0)
+		return error;
+	text = json_text_copy(details + strspn(details, " \t\n\r"));
+	added = text != NULL && cJSON_AddRawToObject(parameters, "details", text) != NULL;
+	free(text);
+	return added ? 0 : call_fail_memory(call);
 }
 
 /* ---- numbers ---------------------------------------------------------------------------- */

@@ -123,7 +123,7 @@ class Loop(unittest.TestCase):
         for left in (1, 2):
             result = self.cbctl("drift", "engine", "0.5", "--samples", "10", check=0)
             self.assertIn(f"{left} of 3 failures", result.out)
-        result = self.cbctl("--json", "drift", "engine", "0.25", "--samples=100", "--details", '{"batch": 7}', check=0)
+        result = self.cbctl("--json", "drift", "engine", "0.25", "--samples=100", "--details", '{"batch": 12345678901234567890}', check=0)
         self.assertTrue(result.json()["tripped"])
         self.assertRegex(result.json()["incident_id"], UUID)
         self.assertTrue(result.json()["state"]["is_open"])
@@ -131,7 +131,7 @@ class Loop(unittest.TestCase):
         self.assertEqual(incident["id"], result.json()["incident_id"])
         self.assertEqual((incident["severity"], incident["sample_count"], incident["drift_score"]), ("P1", 100, 0.25))
         self.assertEqual(incident["reason"], "Drift exceeded threshold: 0.2500 > 0.2")
-        self.assertEqual(incident["details"]["batch"], 7)
+        self.assertEqual(incident["details"]["batch"], 12345678901234567890)
         self.assertIn("Drift exceeded", self.cbctl("incidents", "engine", check=0).out)
         self.assertIn("engine is disabled, 4 failures", self.cbctl("drift", "engine", "0.5", check=0).out)
 

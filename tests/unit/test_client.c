@@ -301,12 +301,13 @@ static void expect_in(const char *text, const char *part)
 #define NO_INCIDENT "{\"parameters\":{\"incident\":null}}"
 #define CHANGED     "{\"parameters\":{\"changed\":true}}"
 #define UUID        "0e7a8b4e-92f6-4e2a-8a43-2f9c5c3c1d11"
-#define INCIDENT                                                                         \
+#define INCIDENT_WITH(details)                                                           \
 	"{\"id\":\"" UUID "\",\"breaker\":\"b\",\"timestamp\":\"2026-11-23T21:00:00Z\"," \
 	"\"reason\":\"r\",\"severity\":\"P1\",\"drift_score\":0.25,\"sample_count\":7,"  \
-	"\"details\":{\"a\":[1,\"x\"]},\"resolved\":false,\"resolved_at\":null,"         \
+	"\"details\":" details ",\"resolved\":false,\"resolved_at\":null,"               \
 	"\"resolved_by\":null,\"resolution_notes\":null,\"alert_sent\":false,"           \
 	"\"alert_sent_at\":null}"
+#define INCIDENT INCIDENT_WITH("{\"a\":[1,\"x\"]}")
 
 static void test_report(void)
 {
@@ -317,14 +318,19 @@ static void test_report(void)
 	char tripped[CBSHM_UUID_SIZE] = "x";
 	const double score = nextafter(0.2, 1);
 
-	CU_ASSERT_EQUAL(cbshm_report_drift(client, "caf\u00e9", score, INT64_C(9007199254740991),
-					   "{\"a\": \"\\u00e9\\n\"}", &call, tripped),
-			0);
+	CU_ASSERT_EQUAL(
+		cbshm_report_drift(client, "caf\u00e9", score, INT64_C(9007199254740991),
+				   " {\"a\": \"\\u00e9\\n \", \"n\": [12345678901234567890, "
+				   "0.1000000000000000055511151231257827]}\n",
+				   &call, tripped),
+		0);
 	CU_ASSERT_STRING_EQUAL(tripped, "");
 	CU_ASSERT_STRING_EQUAL(call.message, "");
 	expect_in(server.messages[0], "\"method\":\"io.cbshm.ReportDrift\"");
 	expect_in(server.messages[0], "\"sample_count\":9007199254740991");
-	expect_in(server.messages[0], "\"details\":{\"a\":\"\u00e9\\n\"}");
+	expect_in(server.messages[0],
+		  "\"details\":{\"a\":\"\\u00e9\\n \",\"n\":[12345678901234567890,"
+		  "0.1000000000000000055511151231257827]}");
 	CU_ASSERT_TRUE(sent_number(0, "drift_score") == score);
 	CU_ASSERT_TRUE(sent_number(0, "timeout_ms") > 1500 && sent_number(0, "timeout_ms") <= 2000);
 
@@ -429,7 +435,11 @@ static void test_policy(void)
 static void test_incidents(void)
 {
 	SERVE({REPLY, "{\"parameters\":{\"incidents\":[" INCIDENT "," INCIDENT "]}}"},
-	      {REPLY, "{\"parameters\":{\"incidents\":[]}}"});
+	      {REPLY, "{\"parameters\":{\"incidents\":[]}}"},
+	      {REPLY, " {\"x\":[\"}\",{}],\"parameters\" : {\"y\":\":\",\"incidents\": "
+		      "[" INCIDENT_WITH("{}") ", " INCIDENT_WITH(
+			      "{ \"n\" : 12345678901234567890 ,\"b\": \"a \\\" ]\" }") "]}}"},
+	      {REPLY, "{\"parameters\":{\"incidents\":[" INCIDENT_WITH("[]") "]}}"});
 	struct cbshm *client = client_at(server.path);
 	struct cbshm_incident *incidents;
 	size_t count;
@@ -448,6 +458,15 @@ static void test_incidents(void)
 	CU_ASSERT_EQUAL(count, 0);
 	CU_ASSERT_PTR_NULL(incidents);
 	cbshm_incidents_free(NULL, 0);
+	/* Digit by digit, and without blanks; not everything is an object. */
+	CU_ASSERT_EQUAL(cbshm_get_incidents(client, NULL, true, 0, NULL, &incidents, &count), 0);
+	CU_ASSERT_EQUAL_FATAL(count, 2);
+	CU_ASSERT_STRING_EQUAL(incidents[0].details, "{}");
+	CU_ASSERT_STRING_EQUAL(incidents[1].details,
+			       "{\"n\":12345678901234567890,\"b\":\"a \\\" ]\"}");
+	cbshm_incidents_free(incidents, count);
+	CU_ASSERT_EQUAL(cbshm_get_incidents(client, NULL, true, 0, NULL, &incidents, &count),
+			CBSHM_ERR_PROTOCOL);
 	cbshm_close(client);
 	server_end();
 }
@@ -553,6 +572,8 @@ static void refuse_reports(struct cbshm *client)
 	refused(DRIFT("b", 0.5, 1, "{\"a\":\"\xff\"}"), "details");
 	refused(DRIFT("b", 0.5, 1, "{\"a\":\"\\u0000\"}"), "details");
 	refused(DRIFT("b", 0.5, 1, "{\"a\":1e999}"), "details");
+	refused(DRIFT("b", 0.5, 1, "{\"a\":01}"), "details");
+	refused(DRIFT("b", 0.5, 1, "{\"a\":\"\n\"}"), "details");
 	for (int i = 0; i < 80; i++)
 		strcat(deep, i == 0 ? "{\"a\":" : "[");
 	for (int i = 0; i < 80; i++)
