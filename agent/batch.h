@@ -29,17 +29,10 @@ struct ticket {
 	struct ticket *next;
 };
 
-enum batch_outcome {
-	BATCH_PENDING,
-	BATCH_WAITS_FOR_LOAD, /* committed, and the mirror is loading what it changed */
-	BATCH_LOST,           /* the connection ended first */
-};
-
 struct batch {
 	struct writer *writer;
 	struct lane *lane; /* NULL = over the write connection */
-	enum batch_outcome outcome;
-	bool policy; /* a SetPolicy, alone */
+	bool policy;       /* a SetPolicy, alone */
 	struct ticket **tickets;
 	unsigned count;
 

@@ -658,11 +658,6 @@ struct connection *connection_open(struct event_base *base, const char *name,
 
 /* ---- questions ---- */
 
-bool connection_idle(const struct connection *connection)
-{
-	return connection->active == NULL && connection->first == NULL;
-}
-
 void connection_allow_prepare(struct connection *connection, bool allow)
 {
 	connection->may_prepare = allow;

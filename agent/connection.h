@@ -90,9 +90,6 @@ void connection_free(struct connection *connection);
 /* Takes a unit over and carries it out after those before it. */
 void connection_run(struct connection *connection, struct unit *unit);
 
-/* Nothing in flight or waiting. */
-bool connection_idle(const struct connection *connection);
-
 /* Whether statements may be prepared. At first: no. */
 void connection_allow_prepare(struct connection *connection, bool allow);
 

@@ -28,11 +28,10 @@
 #include "agent/text.h"
 #include "cbshm/segment.h"
 
-#define COMPARE_EVERY   60   /* seconds */
-#define PUBLISH_EVERY   4096 /* rows of a load */
-#define NAMES_AT_ONCE   4096
-#define COUNTERS_WITHIN 1        /* seconds that changes of mere counters may wait */
-#define FULL_LOG        60000000 /* microseconds between two complaints about a full segment */
+#define COMPARE_EVERY 60   /* seconds */
+#define PUBLISH_EVERY 4096 /* rows of a load */
+#define NAMES_AT_ONCE 4096
+#define FULL_LOG      60000000 /* microseconds between two complaints about a full segment */
 
 /* Bytes of the columns that have a fixed size; 0: text. */
 static const int column_sizes[] = {0, 8, 1, 0, 0, 8, 8, 16, 4, 8, 8, 8, 4, 4, 8, 1};
@@ -591,7 +590,7 @@ void mirror_tick(struct mirror *mirror)
 		mirror->compare = true;
 	if (mirror->busy)
 		return;
-	if (mirror->counters.count > 0 && mirror->ticks % COUNTERS_WITHIN == 0 && !mirror->reload)
+	if (mirror->counters.count > 0 && !mirror->reload)
 		ask_changed(mirror);
 	else
 		ask(mirror);

@@ -4,7 +4,7 @@
  * SPDX-License-Identifier: ISC
  *
  * The session parses and authorizes it, the writer carries it out, and `done` is called exactly
- * once with the answer, from the event loop, never from within request_submit() itself.
+ * once with the answer, from the event loop, never from within writer_submit() itself.
  * The session owns the request and frees it after `done`; a client that went away does not take its
  * requests back: what was submitted is carried out.
  */
@@ -92,9 +92,6 @@ struct request {
 
 	void (*done)(struct request *request, const struct answer *answer);
 	void *arg; /* the session's */
-
-	struct request *next; /* the writer's queue */
-	void *owner;          /* the writer's */
 };
 
 /* Everything 0 or NULL but the kind. NULL: out of memory. */

@@ -193,11 +193,6 @@ unsigned target_resolve(struct target *target, const struct resolution *resoluti
 	return target->count;
 }
 
-unsigned target_servers(const struct target *target)
-{
-	return target->count > 0 ? target->count : 1;
-}
-
 int64_t target_timeout(const struct target *target)
 {
 	const char *given = option(target->options, "connect_timeout");

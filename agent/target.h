@@ -30,9 +30,6 @@ unsigned target_names(const struct target *target, const char *names[TARGET_SERV
 unsigned target_resolve(struct target *target, const struct resolution *resolutions,
 			unsigned count);
 
-/* Servers to try. */
-unsigned target_servers(const struct target *target);
-
 /* How long to wait for them, in microseconds. */
 int64_t target_timeout(const struct target *target);
 

@@ -271,7 +271,6 @@ static void committed(struct batch *batch)
 		mirror_apply(writer->agent->mirror, batch->rows_result);
 	if (batch->policy && batch->tickets[0]->request != NULL &&
 	    batch->tickets[0]->request->name == NULL) {
-		batch->outcome = BATCH_WAITS_FOR_LOAD;
 		batch->next = writer->loading;
 		writer->loading = batch;
 		mirror_reload(writer->agent->mirror, on_loaded, batch);
@@ -486,7 +485,6 @@ static void lost(struct batch *batch)
 {
 	struct writer *writer = batch->writer;
 
-	batch->outcome = BATCH_LOST;
 	if (writer->active == batch)
 		writer->active = NULL;
 	if (writer->lane_active == batch)
@@ -565,7 +563,7 @@ static bool place(struct writer *writer, struct batch *batch, unsigned *fresh)
 	struct ticket *ticket;
 	struct lane *lane;
 
-	/* What comes after a change of policy has to see it. */
+	/* A change of policy must not overtake what came before it. */
 	if (request->kind == REQUEST_SET_POLICY && batch->count > 0)
 		return false;
 	if (request->kind != REQUEST_SET_POLICY && !has_room(writer, request, fresh)) {
