@@ -460,7 +460,7 @@ int segment_owner_take(const struct segment_file *file, const struct segment_mes
 		return segment_fail(message, -ENOTSUP,
 				    "this C library's robust mutexes are not understood");
 	}
-	__atomic_store_n(&header->owner_word_offset, offset, __ATOMIC_RELEASE);
+	word32_store(&header->owner_word_offset, offset); /* pairs with owner_alive() */
 	word_store(&header->owner_pid, (uint64_t)getpid());
 	return 0;
 }

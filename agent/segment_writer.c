@@ -453,8 +453,10 @@ static void recover_index(struct segment_writer *writer)
 	}
 	latch_fence_release(); /* as in slot_free() */
 	for (uint32_t slot = 0; slot < allocated; slot++) {
-		if (is_live(writer, slot) ||
-		    __atomic_load_n(&record_of(writer, slot)->name_length, __ATOMIC_RELAXED) != 0)
+		struct name_key key;
+
+		read_key(writer, slot, &key);
+		if (is_live(writer, slot) || key.length != 0)
 			writer->fresh = slot + 1;
 		writer->breakers += is_live(writer, slot);
 	}

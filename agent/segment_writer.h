@@ -30,8 +30,9 @@ struct segment_options {
 /*
  * Takes the segment over, or makes it. A usable segment of the same layout and capacity is kept, inode and all: readers
  * go on with what was last known, half-done updates are finished, boot_epoch rises. One of
- * another layout or capacity, or a damaged one, is replaced by a new one built aside (its readers are moved). One that belongs to
- * somebody else, has other hard links, is a symlink or is no regular file is refused.
+ * another capacity is replaced by a new one built aside, to which its readers move; so is one of another layout or with
+ * a damaged header, whose readers stay, as nobody can say where its words are. One that belongs to somebody
+ * else, has other hard links, is a symlink or is no regular file is refused.
  * Afterwards the state is CBSHM_SEGMENT_RECOVERING.
  *
  * On error *message says what is wrong and what to do. -EAGAIN: another agent holds it.

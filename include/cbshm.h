@@ -80,7 +80,7 @@ enum cbshm_error {
 	CBSHM_ERR_UNKNOWN = -12,  /* sent, but whether it was applied cannot be known */
 	CBSHM_ERR_DENIED = -13,   /* the agent does not allow this user to do that */
 	CBSHM_ERR_PROTOCOL = -14, /* the peer at the socket does not speak io.cbshm */
-	CBSHM_ERR_REFUSED = -15   /* the agent is at a limit (connections, segment full) */
+	CBSHM_ERR_REFUSED = -15   /* the agent is at a limit, or Postgres refused it */
 };
 
 /* A short English description of an error code; never NULL, never to be freed. Signal-safe. */

@@ -3,8 +3,9 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * The only file with memory ordering in it (but for the inline check in cbshm.h, which is one
- * acquire load). Used by the agent (write side) and libcbshm (read side); not installed.
+ * Nothing else touches such words (but for the inline check in cbshm.h, which is one acquire load), and fences are
+ * nowhere else. What orders words of one process alone, handles and the list of mappings, stands where they
+ * are. Used by the agent (write side) and libcbshm (read side); not installed.
  *
  * A record is a two-copy latch, after seqcount_latch of the Linux kernel, joined with the decision
  * word so that word and details always belong together. One writer, any number of readers.
@@ -33,7 +34,11 @@
  * word; copies[0] is then whole, and R2 makes it visible. So when R6 fails under an odd sequence the
  * reader takes copies[0] and checks R5 again.
  *
- * A killed writer thus leaves, wherever it was, one copy that is whole and matches the word.
+ * An update without a new version (a policy of the fleet, a clock that was set) cannot fail R6: between W4 and W5
+ * the reader takes copies[1], whole but older than the word. It has the same decision, but for a database that
+ * went back in a failover, and the deadline that counted before.
+ *
+ * A killed writer thus leaves, wherever it was, one copy that is whole and of the word's version.
  */
 #ifndef CBSHM_LATCH_H
 #define CBSHM_LATCH_H
@@ -88,6 +93,11 @@ static inline void word_store(uint64_t *word, uint64_t value)
 static inline uint32_t word32_load(const uint32_t *word)
 {
 	return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+static inline void word32_store(uint32_t *word, uint32_t value)
+{
+	__atomic_store_n(word, value, __ATOMIC_RELEASE);
 }
 
 static inline uint32_t word_generation(uint64_t word)
