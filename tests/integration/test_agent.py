@@ -686,7 +686,7 @@ class Faults(unittest.TestCase):
             if spoilt or b"'TimeZone', 'UTC'" not in data:
                 return True
             spoilt.append(True)
-            return data.replace(b"'TimeZone', 'UTC'", b"'TimeZone', 'XXX'")
+            return data.replace(b"'TimeZone', 'UTC'", b"'TimeZone', 'no!'")
         proxy.client_filter = spoil
         self.assertEqual(error_of(agent.call, "SetPolicy", name="x", set={"failure_threshold": 2})[0], "ok")
         self.assertTrue(spoilt)
