@@ -133,8 +133,11 @@ static int attempt(struct exchange *exchange)
 		error = answer_parse(reply, exchange->call, &exchange->root, &exchange->answer);
 		free(reply);
 	}
-	/* After a protocol error the agent closes, and what else is on its way cannot be told. */
-	if (exchange->answered && error != CBSHM_ERR_PROTOCOL)
+	/*
+	 * After a protocol error the agent closes, and what else is on its way cannot be told; it may also be closing
+	 * after a refusal, and a report sent into that would be lost.
+	 */
+	if (exchange->answered && error != CBSHM_ERR_PROTOCOL && error != CBSHM_ERR_REFUSED)
 		give_back(exchange->client, fd);
 	else
 		close(fd);

@@ -669,7 +669,8 @@ static void test_errors(void)
 				expected[i]);
 		expect_in(call.message, "so it is");
 	}
-	CU_ASSERT_EQUAL(server.accepted, 1);
+	/* One connection for all, but for those that were refused on: the agent may be closing them. */
+	CU_ASSERT_EQUAL(server.accepted, 3);
 	cbshm_close(client);
 	server_end();
 }
