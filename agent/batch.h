@@ -35,6 +35,7 @@ struct batch {
 	bool policy;       /* a SetPolicy, alone */
 	struct ticket **tickets;
 	unsigned count;
+	unsigned moment; /* of the mirror, when it was sent */
 
 	/* The numbers of the statements, and what came of them. */
 	unsigned work, rows, xid, commit;

@@ -73,7 +73,8 @@ struct mirror {
 	bool first;                 /* the first one, */
 	bool settings;              /* or because the settings have changed */
 	unsigned loaded;
-	bool reload; /* wanted next */
+	unsigned loads; /* begun because the settings have changed */
+	bool reload;    /* wanted next */
 	bool compare;
 	uint64_t compare_matches;
 	uint64_t compare_rows;
@@ -282,7 +283,12 @@ static void note_change(struct mirror *mirror, struct changes *changes, const ch
 		event_active(mirror->kick, EV_TIMEOUT, 0);
 }
 
-void mirror_apply(struct mirror *mirror, const PGresult *rows)
+unsigned mirror_moment(const struct mirror *mirror)
+{
+	return mirror->loads;
+}
+
+void mirror_apply(struct mirror *mirror, const PGresult *rows, unsigned moment)
 {
 	const char *name;
 
@@ -298,6 +304,9 @@ void mirror_apply(struct mirror *mirror, const PGresult *rows)
 				    true);
 	}
 	apply(mirror, rows);
+	/* Their version does not tell: no later row would put the policy right. */
+	if (moment != mirror->loads)
+		mirror_reload(mirror, NULL, NULL);
 }
 
 /* ---- the end of a question ---- */
@@ -374,6 +383,7 @@ static void load(struct mirror *mirror, bool first)
 	mirror->busy = mirror->loading = true;
 	mirror->first = first;
 	mirror->settings = !first;
+	mirror->loads += !first;
 	mirror->reload = false;
 	mirror->loaded = 0;
 	mirror->served = mirror->waiting;

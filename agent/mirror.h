@@ -43,8 +43,12 @@ void mirror_notified(struct mirror *mirror, const char *payload);
 /* Once a second while live. */
 void mirror_tick(struct mirror *mirror);
 
-/* Puts committed rows into the segment and publishes them. */
-void mirror_apply(struct mirror *mirror, const PGresult *rows);
+/*
+ * Puts committed rows into the segment and publishes them. `moment` is what mirror_moment() said before they were asked
+ * for: if the fleet's settings have been loaded since, the rows may show a policy of before that.
+ */
+unsigned mirror_moment(const struct mirror *mirror);
+void mirror_apply(struct mirror *mirror, const PGresult *rows, unsigned moment);
 
 /* The name has no row any more, as a committed transaction of ours has seen. */
 void mirror_gone(struct mirror *mirror, const char *name);

@@ -55,6 +55,7 @@ struct recovery {
 	struct ending **due_last;
 	struct ending *asked[AT_ONCE_MAX];
 	unsigned asked_count;
+	unsigned moment;  /* of the mirror, when they were asked for */
 	unsigned at_once; /* how many go into the next transaction */
 	struct event *kick;
 };
@@ -258,7 +259,7 @@ static void on_recovered(struct unit *unit, enum unit_end end, void *arg)
 	case UNIT_DONE:
 		rows = unit_result(unit, 3);
 		log_recovered(unit_result(unit, 2));
-		mirror_apply(recovery->agent->mirror, rows);
+		mirror_apply(recovery->agent->mirror, rows, recovery->moment);
 		if (PQntuples(rows) < (int)recovery->asked_count)
 			drop_gone(recovery, rows);
 		release_asked(recovery, false);
@@ -324,6 +325,7 @@ static void run(struct recovery *recovery)
 	unit_binary(unit);
 	unit_prepared(unit);
 	unit_add(unit, "COMMIT", 0);
+	recovery->moment = mirror_moment(recovery->agent->mirror);
 	connection_run(lane, unit);
 }
 

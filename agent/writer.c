@@ -268,7 +268,7 @@ static void committed(struct batch *batch)
 	struct writer *writer = batch->writer;
 
 	if (batch->rows_result != NULL)
-		mirror_apply(writer->agent->mirror, batch->rows_result);
+		mirror_apply(writer->agent->mirror, batch->rows_result, batch->moment);
 	if (batch->policy && batch->tickets[0]->request != NULL &&
 	    batch->tickets[0]->request->name == NULL) {
 		batch->next = writer->loading;
@@ -527,6 +527,7 @@ static void send_batch(struct batch *batch, struct connection *connection, int p
 
 	snprintf(batch->incarnation, sizeof(batch->incarnation), "%s",
 		 database_incarnation(database));
+	batch->moment = mirror_moment(batch->writer->agent->mirror);
 	connection_run(connection, batch_unit(batch, batch->writer->agent, patience, on_batch));
 }
 

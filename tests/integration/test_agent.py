@@ -579,6 +579,24 @@ class Faults(unittest.TestCase):
         self.assertIn("event=lost_commit requests=1 outcome=aborted", agent.log())
         self.assertEqual(self.postgres.value("SELECT consecutive_failures FROM cbshm.breaker WHERE name = 'slow'"), "1")
 
+    def test_fleet_settings_change_during_a_commit(self):
+        """The rows of the transaction were read before the change, and are shown after it."""
+        agent = self.agent()
+        agent.call("Enable", name="other")
+        self.postgres.psql("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+                           "'BEGIN PERFORM pg_sleep(2); RETURN NEW; END'")
+        self.postgres.psql("CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON cbshm.breaker DEFERRABLE INITIALLY DEFERRED "
+                           "FOR EACH ROW EXECUTE FUNCTION slow()")
+        with agent.connect() as client:
+            client.send("Disable", {"name": "late", "reason": "x", "timeout_ms": 20000})
+            wait_for(lambda: self.postgres.value("SELECT count(*) FROM pg_stat_activity "
+                                                 "WHERE query = 'COMMIT' AND wait_event = 'PgSleep'") == "1", 5)
+            self.postgres.psql("UPDATE cbshm.settings SET auto_recover = false")
+            wait_for(lambda: not listed(agent, "other")["policy"]["auto_recover"], 5)
+            self.assertIsNone(listed(agent, "late"))
+            self.assertTrue(client.receive()["changed"])
+        wait_for(lambda: not listed(agent, "late")["policy"]["auto_recover"], 5)
+
     def cut_once(self, proxy, condition):
         """Cuts the connection once, at the first message that meets the condition."""
         cut = []
