@@ -46,13 +46,13 @@ def machine():
 
 
 class Redis:
-    """A server of its own on a Unix socket; nothing is saved."""
+    """A server of its own on a Unix socket; nothing is saved, unless the options say so."""
 
-    def __init__(self, scratch):
+    def __init__(self, scratch, options=("--appendonly", "no")):
         directory = scratch.directory("redis")
         self.socket = os.path.join(directory, "socket")
         self.process = subprocess.Popen(
-            ["redis-server", "--port", "0", "--unixsocket", self.socket, "--save", "", "--appendonly", "no"],
+            ["redis-server", "--port", "0", "--unixsocket", self.socket, "--save", "", *options],
             cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 10
         while not os.path.exists(self.socket):
