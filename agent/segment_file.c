@@ -255,9 +255,14 @@ static int fill_header(struct segment_file *file, uint32_t slots)
 	struct cbshm_segment_header *header = segment_header(&file->view);
 	struct segment_layout *layout = &file->view.layout;
 
-	if (getrandom(layout->hash_key, sizeof(layout->hash_key), 0) !=
-	    (ssize_t)sizeof(layout->hash_key))
+	uint64_t random[3];
+
+	if (getrandom(random, sizeof(random), 0) != (ssize_t)sizeof(random))
 		return -EIO;
+	layout->hash_key[0] = random[0];
+	layout->hash_key[1] = random[1];
+	/* So that a waiter that has seen another segment's sequence sees a change. */
+	header->change_sequence = random[2] >> 8;
 	header->byte_order = CBSHM_BYTE_ORDER;
 	header->layout_major = CBSHM_LAYOUT_MAJOR;
 	header->layout_minor = CBSHM_LAYOUT_MINOR;

@@ -747,8 +747,8 @@ void segment_writer_close(struct segment_writer *writer)
 	if (!writer)
 		return;
 	segment_writer_set_state(writer, CBSHM_SEGMENT_STOPPED);
-	segment_wake(&writer->file);
 	segment_owner_release(&writer->file);
+	segment_wake(&writer->file);
 	writer_free(writer);
 }
 
@@ -760,6 +760,7 @@ void segment_writer_set_state(struct segment_writer *writer, enum cbshm_segment_
 		return;
 	word_store(&header_of(writer)->state, state);
 	writer->changed = true;
+	segment_writer_publish(writer);
 }
 
 /* Takes the lock again if somebody has removed it. -EAGAIN: another agent was faster. */

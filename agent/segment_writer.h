@@ -43,7 +43,7 @@ int segment_writer_open(const struct segment_options *options, struct segment_wr
 /* Marks the segment CBSHM_SEGMENT_STOPPED, wakes waiters, lets go. The segment stays. NULL is fine. */
 void segment_writer_close(struct segment_writer *writer);
 
-/* CBSHM_SEGMENT_RECOVERING, _LIVE or _DISCONNECTED. */
+/* CBSHM_SEGMENT_RECOVERING, _LIVE or _DISCONNECTED; publishes. */
 void segment_writer_set_state(struct segment_writer *writer, enum cbshm_segment_state state);
 
 /* "The event loop turned" and "the database has confirmed the mirror", now. */

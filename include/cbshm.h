@@ -279,10 +279,17 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_get_state(const struct cbshm_breaker *br
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_foreach(
 	struct cbshm *client, int (*each)(const struct cbshm_state *state, void *arg), void *arg);
 
-/* How much the mirror can be trusted at this moment. Ages are microseconds; CBSHM_NO_TIME = never. */
+/* An agent whose event loop has stood still for so long hangs. */
+#define CBSHM_HUNG_AFTER_US INT64_C(5000000)
+
+/*
+ * How much the mirror can be trusted at this moment: is the agent dead, does it hang, is it cut off from the
+ * database? Ages are microseconds; CBSHM_NO_TIME = never, or nobody can say.
+ */
 struct cbshm_health {
 	bool agent_alive;   /* the kernel knows the agent's process as the owner of the segment */
-	bool database_live; /* the agent is connected and its mirror is complete */
+	bool agent_hung;    /* it lives, but heartbeat_age_us is above CBSHM_HUNG_AFTER_US */
+	bool database_live; /* it does not hang, is connected, and its mirror is complete */
 	int64_t heartbeat_age_us; /* since the agent's event loop last turned; about 1 s is normal */
 	int64_t database_age_us;  /* since the database last confirmed the mirror */
 	uint64_t boot_epoch;      /* +1 with every start of the agent on this segment */
@@ -291,8 +298,41 @@ struct cbshm_health {
 	int64_t clock_offset_us; /* database's clock minus this host's wall clock, as last measured */
 };
 
-/* Errors: those of cbshm_segment_status(). */
+/*
+ * Errors: those of cbshm_segment_status(). If the agent is dead, this also looks whether another agent has made
+ * another segment since, which nobody else would find while all is closed; so call it, or cbshm_wait(), now and then.
+ */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_health(struct cbshm *client, struct cbshm_health *health);
+
+/* ---- waiting ---------------------------------------------------------------------------- */
+
+/*
+ * Sleeps until something has changed since the caller last looked: any of `count` breakers of this client, or (`breakers`
+ * NULL, `count` 0) any breaker of the segment, those that come and go included.
+ *
+ * `seen` says what the caller knows: one token for each breaker, or a single one for all. Begin with
+ * zeros, which makes the first call return at once; each call that returns 0 has brought them up to date, and what is read
+ * after it is at least as new as the tokens. So no change is missed between two calls, though several may
+ * have become one:
+ *
+ *	uint64_t seen = 0;
+ *	while (cbshm_wait(client, &breaker, 1, &seen, -1) == 0)
+ *		show(cbshm_check(breaker));
+ *
+ * A breaker changes with its row (its version), when it is deleted or created, and when its TTL ends. What is waited for also
+ * changes when the agent dies, hangs or comes back, and when the database is lost or found: see cbshm_health().
+ * Now and then the call returns without a reason that shows. A change in Postgres ends the sleep at once; what nobody
+ * announces (a killed agent, the end of a TTL meanwhile, a segment that comes) within about a second.
+ *
+ * `timeout_ms`: -1 = for ever, 0 = only looks. Needs neither lock nor descriptor; any number of threads and
+ * processes may wait for the same breaker, each with tokens of its own.
+ *
+ * Errors: CBSHM_ERR_INVALID, CBSHM_ERR_TIMEOUT (nothing has changed), CBSHM_ERR_SYSTEM (errno EINTR: a signal handler
+ * has run).
+ */
+CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_wait(struct cbshm *client,
+					     struct cbshm_breaker *const *breakers, size_t count,
+					     uint64_t *seen, int timeout_ms);
 
 /* ---- writes ----------------------------------------------------------------------------- */
 

@@ -223,6 +223,12 @@ bool segment_follow(struct cbshm *client, struct mapping *from)
 	return segment_current(client) != from;
 }
 
+bool segment_seek(struct cbshm *client, struct mapping *from)
+{
+	attempt(client, false);
+	return segment_current(client) != from;
+}
+
 struct mapping *segment_newest(struct cbshm *client, int *error)
 {
 	*error = segment_attach(client, true);

@@ -63,6 +63,12 @@ int segment_attach(struct cbshm *client, bool now);
 /* `from` has been replaced: is there a newer mapping, or can it be attached now? */
 bool segment_follow(struct cbshm *client, struct mapping *from);
 
+/*
+ * The agent of `from` is dead, and cannot have said that there is another segment: does the name lead to one? At most one
+ * look a second; true if there is a newer mapping.
+ */
+bool segment_seek(struct cbshm *client, struct mapping *from);
+
 /* The newest mapping, attached and followed as far as that is possible now; NULL and *error if there is none. */
 struct mapping *segment_newest(struct cbshm *client, int *error);
 

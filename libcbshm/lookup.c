@@ -14,6 +14,7 @@
 #include "libcbshm/lookup.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,6 +23,8 @@
 
 /* How often a breaker may go and come back under one call. */
 #define RESOLVE_TRIES 8
+
+#define FOLLOW_TRIES 1000
 
 /* What a handle points at while nothing is attached; it never fits CBSHM_LIVE_NEVER. */
 static const uint64_t no_word = 0;
@@ -49,18 +52,18 @@ static struct binding binding_search(struct mapping *mapping, const struct name_
 				BINDING_UNKNOWN};
 }
 
-/* If somebody else is just changing the handle, the answer is given without remembering it. */
-static struct binding handle_rebind(struct handle *handle)
+/* If somebody else is just changing the handle, the answer is given without remembering it, and false returned. */
+static bool handle_rebind(struct handle *handle, struct binding *binding)
 {
 	struct mapping *mapping = segment_current(handle->client);
-	struct binding binding = mapping ? binding_search(mapping, &handle->key) : binding_none();
 
-	if (try_enter(&handle->binding)) {
-		__atomic_store_n(&handle->breaker.live, binding.live, __ATOMIC_RELAXED);
-		__atomic_store_n(&handle->breaker.word, binding.word, __ATOMIC_RELEASE);
-		try_leave(&handle->binding);
-	}
-	return binding;
+	*binding = mapping ? binding_search(mapping, &handle->key) : binding_none();
+	if (!try_enter(&handle->binding))
+		return false;
+	__atomic_store_n(&handle->breaker.live, binding->live, __ATOMIC_RELAXED);
+	__atomic_store_n(&handle->breaker.word, binding->word, __ATOMIC_RELEASE);
+	try_leave(&handle->binding);
+	return true;
 }
 
 /* What the handle says at the moment, which may be a mixture; see above. */
@@ -98,19 +101,19 @@ void handle_resolve(struct handle *handle, struct resolved *resolved)
 			resolved->basis = CBSHM_BASIS_NO_SEGMENT;
 			if (segment_attach(handle->client, false) != 0)
 				return;
-			*binding = handle_rebind(handle);
+			handle_rebind(handle, binding);
 		}
 		resolved->word = word_load(binding->word);
 		if ((resolved->word & CBSHM_WORD_MOVED) &&
 		    segment_follow(handle->client, binding->mapping)) {
-			*binding = handle_rebind(handle);
+			handle_rebind(handle, binding);
 			resolved->word = word_load(binding->word);
 		}
 		resolved->basis = binding->slot == BINDING_UNKNOWN ? CBSHM_BASIS_UNKNOWN
 								   : CBSHM_BASIS_SEGMENT;
 		if (binding_fits(binding, resolved->word))
 			return;
-		*binding = handle_rebind(handle);
+		handle_rebind(handle, binding);
 		if (binding->slot == BINDING_UNKNOWN)
 			break; /* not there at a moment of this call: that is an answer */
 	}
@@ -167,6 +170,18 @@ static void handles_remove(struct segment_reader *reader, struct handle *handle)
 	handles_leave();
 }
 
+/* A handle that another thread is just binding, to the mapping before perhaps, is tried again until that is done. */
+void handles_follow(struct cbshm *client)
+{
+	handles_lock();
+	for (struct handle *handle = client->reader->handles; handle; handle = handle->next) {
+		for (int i = 0; i < FOLLOW_TRIES && !handle_rebind(handle, &(struct binding){0});
+		     i++)
+			sched_yield();
+	}
+	handles_leave();
+}
+
 int cbshm_breaker_open(struct cbshm *client, const char *name, struct cbshm_breaker **breaker)
 {
 	struct name_key key;
@@ -185,7 +200,7 @@ int cbshm_breaker_open(struct cbshm *client, const char *name, struct cbshm_brea
 	memcpy(handle->name, name, key.length);
 	handles_add(client->reader, handle);
 	segment_newest(client, &ignored);
-	handle_rebind(handle);
+	handle_rebind(handle, &(struct binding){0});
 	*breaker = &handle->breaker;
 	return 0;
 }

@@ -3,7 +3,7 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * Everything but cbshm_breaker_open() and _close() is thread-safe and async-signal-safe.
+ * Everything but cbshm_breaker_open(), _close() and handles_follow() is thread-safe and async-signal-safe.
  */
 #ifndef LIBCBSHM_LOOKUP_H
 #define LIBCBSHM_LOOKUP_H
@@ -46,6 +46,12 @@ struct resolved {
 
 /* Follows the handle to where its breaker is now, and remembers that in the handle if it has changed. */
 void handle_resolve(struct handle *handle, struct resolved *resolved);
+
+/*
+ * Takes every handle of the client to the newest mapping, for when the one before says nothing about that. Waits for
+ * a lock: not for a signal handler.
+ */
+void handles_follow(struct cbshm *client);
 
 /*
  * Is this the word of the breaker that `live` was made for? A `live` of the index word has a generation in it too, the

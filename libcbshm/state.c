@@ -1,5 +1,5 @@
 /*
- * state.c - whole records, all records, and the state of the mirror
+ * state.c - whole records, and all records
  *
  * SPDX-License-Identifier: ISC
  *
@@ -236,53 +236,5 @@ int cbshm_foreach(struct cbshm *client, int (*each)(const struct cbshm_state *st
 		if (stop)
 			return stop;
 	}
-	return 0;
-}
-
-/* ---- health ----------------------------------------------------------------------------- */
-
-/* The kernel changes this word when the agent's thread ends; 0 = given back in order. */
-static bool owner_alive(const struct segment_view *view)
-{
-	uint32_t offset = word32_load(&segment_header(view)->owner_word_offset);
-
-	if (offset % 4 != 0 || offset > sizeof(struct cbshm_segment_header) - 4)
-		return false;
-	uint32_t owner = word32_load((const uint32_t *)(const void *)(view->base + offset));
-	return (owner & CBSHM_OWNER_TID_MASK) != 0 && !(owner & CBSHM_OWNER_DIED);
-}
-
-/* A stamp from the future is one of another time namespace: nothing can be said. */
-static int64_t age_us(uint64_t stamp)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	int64_t age = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec - (int64_t)stamp;
-	return stamp == 0 || age < 0 ? CBSHM_NO_TIME : age / 1000;
-}
-
-int cbshm_health(struct cbshm *client, struct cbshm_health *health)
-{
-	int error;
-
-	if (!client || !health)
-		return CBSHM_ERR_INVALID;
-	const struct mapping *mapping = segment_newest(client, &error);
-	if (!mapping)
-		return error;
-	const struct cbshm_segment_header *header = segment_header(&mapping->view);
-	*health = (struct cbshm_health){
-		.agent_alive = owner_alive(&mapping->view),
-		.heartbeat_age_us = age_us(word_load(&header->heartbeat)),
-		.database_age_us = age_us(word_load(&header->database_confirmed)),
-		.boot_epoch = word_load(&header->boot_epoch),
-		.breakers = (uint32_t)word_load(&header->breakers),
-		.capacity = mapping->view.layout.capacity,
-		.clock_offset_us =
-			(int64_t)word_load((const uint64_t *)(const void *)&header->clock_offset),
-	};
-	health->database_live =
-		health->agent_alive && word_load(&header->state) == CBSHM_SEGMENT_LIVE;
 	return 0;
 }

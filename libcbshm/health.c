@@ -1,0 +1,89 @@
+/*
+ * health.c - how much of what the segment says is news
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * A flag that an agent clears when it ends says nothing about one that was killed: the kernel says who is dead, the
+ * age of the heartbeat who hangs.
+ */
+#include "config.h"
+
+#include "libcbshm/health.h"
+
+#include <time.h>
+
+#include "cbshm.h"
+#include "cbshm/latch.h"
+#include "libcbshm/attach.h"
+#include "libcbshm/lookup.h"
+
+/* The kernel changes this word when the agent's thread ends; 0 = given back in order. */
+static bool owner_alive(const struct segment_view *view)
+{
+	uint32_t offset = word32_load(&segment_header(view)->owner_word_offset);
+
+	if (offset % 4 != 0 || offset > sizeof(struct cbshm_segment_header) - 4)
+		return false;
+	uint32_t owner = word32_load((const uint32_t *)(const void *)(view->base + offset));
+	return (owner & CBSHM_OWNER_TID_MASK) != 0 && !(owner & CBSHM_OWNER_DIED);
+}
+
+/*
+ * Agent and readers of one time namespace stop and go on together, in suspend too. A stamp from the future, and one of
+ * before this kernel's start as this process sees it, is of another namespace: nothing can be said.
+ */
+int64_t health_age_us(uint64_t stamp)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	int64_t age = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec - (int64_t)stamp;
+	return stamp == 0 || age < 0 ? CBSHM_NO_TIME : age / 1000;
+}
+
+unsigned int health_trouble(const struct segment_view *view)
+{
+	const struct cbshm_segment_header *header = segment_header(view);
+	bool live = word_load(&header->state) == CBSHM_SEGMENT_LIVE;
+
+	if (!owner_alive(view))
+		return HEALTH_AGENT_DEAD | HEALTH_DATABASE_AWAY;
+	if (health_age_us(word_load(&header->heartbeat)) > CBSHM_HUNG_AFTER_US)
+		return HEALTH_AGENT_HUNG | HEALTH_DATABASE_AWAY;
+	return live ? 0 : HEALTH_DATABASE_AWAY;
+}
+
+void health_seek_agent(struct cbshm *client)
+{
+	struct mapping *mapping = segment_current(client);
+
+	if (mapping && !owner_alive(&mapping->view) && segment_seek(client, mapping))
+		handles_follow(client);
+}
+
+int cbshm_health(struct cbshm *client, struct cbshm_health *health)
+{
+	int error;
+
+	if (!client || !health)
+		return CBSHM_ERR_INVALID;
+	health_seek_agent(client);
+	const struct mapping *mapping = segment_newest(client, &error);
+	if (!mapping)
+		return error;
+	const struct cbshm_segment_header *header = segment_header(&mapping->view);
+	unsigned int trouble = health_trouble(&mapping->view);
+	*health = (struct cbshm_health){
+		.agent_alive = !(trouble & HEALTH_AGENT_DEAD),
+		.agent_hung = trouble & HEALTH_AGENT_HUNG,
+		.database_live = !(trouble & HEALTH_DATABASE_AWAY),
+		.heartbeat_age_us = health_age_us(word_load(&header->heartbeat)),
+		.database_age_us = health_age_us(word_load(&header->database_confirmed)),
+		.boot_epoch = word_load(&header->boot_epoch),
+		.breakers = (uint32_t)word_load(&header->breakers),
+		.capacity = mapping->view.layout.capacity,
+		.clock_offset_us =
+			(int64_t)word_load((const uint64_t *)(const void *)&header->clock_offset),
+	};
+	return 0;
+}
