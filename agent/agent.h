@@ -17,6 +17,7 @@ struct database;
 struct mirror;
 struct recovery;
 struct outbox;
+struct queries;
 struct writer;
 struct listener;
 
@@ -27,6 +28,7 @@ struct agent {
 	struct mirror *mirror;     /* database -> segment */
 	struct recovery *recovery; /* closes what its TTL has ended */
 	struct outbox *outbox;     /* alerts -> Alertmanager */
+	struct queries *queries;   /* questions -> database */
 	struct writer *writer;     /* requests -> database */
 	struct database *database; /* the connections to Postgres */
 	struct listener *listener; /* the socket and its sessions */

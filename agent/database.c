@@ -24,6 +24,7 @@
 #include "agent/log.h"
 #include "agent/mirror.h"
 #include "agent/outbox.h"
+#include "agent/query.h"
 #include "agent/recovery.h"
 #include "agent/resolver.h"
 #include "agent/segment_writer.h"
@@ -287,6 +288,7 @@ static void on_reset(evutil_socket_t fd, short what, void *arg)
 	/* An attempt has failed: nothing is to be expected soon, unless the loss is a moment ago. */
 	if (!was_live && database->failures > 0 && !database->ever_live)
 		database->was_live = false;
+	queries_database_changed(database->agent->queries);
 	writer_database_changed(database->agent->writer);
 }
 
@@ -619,6 +621,7 @@ void database_loaded(struct database *database)
 	change_state(database, DATABASE_LIVE);
 	segment_writer_database_confirmed(database->agent->segment);
 	send_probe(database);
+	queries_database_changed(database->agent->queries);
 	writer_database_changed(database->agent->writer);
 	recovery_ready(database->agent->recovery);
 	outbox_ready(database->agent->outbox);

@@ -23,6 +23,7 @@
 #include "agent/log.h"
 #include "agent/mirror.h"
 #include "agent/outbox.h"
+#include "agent/query.h"
 #include "agent/recovery.h"
 #include "agent/segment_writer.h"
 #include "agent/writer.h"
@@ -176,6 +177,7 @@ static void on_deadline(evutil_socket_t fd, short what, void *arg)
 	/* They are answered as well as can be, and the answers have a moment to go out. */
 	database_stop(program->agent.database);
 	writer_stop(program->agent.writer);
+	queries_stop(program->agent.queries);
 	event_add(program->deadline, &(struct timeval){.tv_sec = 1});
 }
 
@@ -204,6 +206,7 @@ static void stop(struct program *program)
 
 	database_stop(agent->database);
 	writer_free(agent->writer);
+	queries_free(agent->queries);
 	listener_free(agent->listener);
 	database_free(agent->database);
 	outbox_free(agent->outbox);
@@ -292,6 +295,7 @@ static int start(struct program *program)
 	agent->mirror = mirror_new(agent);
 	agent->recovery = recovery_new(agent);
 	agent->outbox = outbox_new(agent);
+	agent->queries = queries_new(agent);
 	if (writer_new(agent, &agent->writer) != 0)
 		goto failed;
 	agent->database = database_new(agent);

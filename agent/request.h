@@ -25,6 +25,7 @@ enum request_kind {
 	REQUEST_SET_POLICY,
 	REQUEST_GET_STATE,
 	REQUEST_GET_INCIDENTS,
+	REQUEST_KINDS
 };
 
 /* Who the kernel says is at the other end of the socket. */

@@ -6,7 +6,7 @@
  * A request goes one of three ways. Writes wait in the queue while a transaction is under way and
  * all become the next one. A write whose row somebody else holds locked, and a change of policy, go to
  * the breaker's lane, where waiting hurts nobody else; later writes to the same breaker line up there. Reads
- * that ask the database go over the control connection.
+ * that ask the database are query.c's.
  *
  * Nothing is answered before its outcome is certain; if it cannot become certain, that is the answer.
  */
@@ -27,8 +27,10 @@
 #include "agent/config.h"
 #include "agent/connection.h"
 #include "agent/database.h"
+#include "agent/failure.h"
 #include "agent/log.h"
 #include "agent/mirror.h"
+#include "agent/query.h"
 #include "agent/segment_writer.h"
 #include "agent/text.h"
 #include "agent/writer.h"
@@ -54,14 +56,6 @@ struct lane {
 	TAILQ_ENTRY(lane) link;
 };
 
-/* A question to the database. */
-struct read {
-	struct writer *writer;
-	struct request *request; /* NULL once answered */
-	bool sent;
-	TAILQ_ENTRY(read) link;
-};
-
 struct writer {
 	struct agent *agent;
 	struct tickets queue;
@@ -71,14 +65,10 @@ struct writer {
 	struct batch *loading;    /* committed, waiting for the mirror */
 	TAILQ_HEAD(, lane) lanes; /* the first one is served next */
 	void *lanes_by_name;
-	TAILQ_HEAD(, read) reads;
 	struct event *kick;
 	struct event *sweep;
 };
 
-static const char sql_state[] = "SELECT cbshm.state_json($1)";
-static const char sql_incidents[] =
-	"SELECT cbshm.incidents_json($1, $2::pg_catalog.bool, $3::pg_catalog.int4)";
 static const char sql_xact_status[] = "SELECT pg_catalog.pg_xact_status($1::pg_catalog.xid8)";
 
 static void finish(struct batch *batch);
@@ -298,34 +288,6 @@ static void finish(struct batch *batch)
 	event_active(writer->kick, EV_TIMEOUT, 0);
 }
 
-enum failure {
-	FAILURE_PERMANENT, /* it would fail again */
-	FAILURE_LOCK,      /* somebody else holds a row */
-	FAILURE_TRANSIENT, /* it may succeed if it is repeated */
-	FAILURE_SERVER,    /* this server takes no writes now */
-};
-
-static enum failure classify(const char *sqlstate)
-{
-	static const struct {
-		const char *prefix;
-		enum failure failure;
-	} known[] = {
-		{"55P03", FAILURE_LOCK},      {"40001", FAILURE_TRANSIENT},
-		{"40P01", FAILURE_TRANSIENT}, {"23505", FAILURE_TRANSIENT},
-		{"57014", FAILURE_TRANSIENT}, {"26000", FAILURE_TRANSIENT},
-		{"0A000", FAILURE_TRANSIENT}, {"42P05", FAILURE_TRANSIENT},
-		{"57P", FAILURE_SERVER},      {"08", FAILURE_SERVER},
-		{"25006", FAILURE_SERVER},    {"25P03", FAILURE_SERVER},
-	};
-
-	for (size_t i = 0; sqlstate != NULL && i < sizeof(known) / sizeof(*known); i++) {
-		if (strncmp(sqlstate, known[i].prefix, strlen(known[i].prefix)) == 0)
-			return known[i].failure;
-	}
-	return FAILURE_PERMANENT;
-}
-
 static void answer_failure(struct batch *batch, const PGresult *error)
 {
 	const char *sqlstate = PQresultErrorField(error, PG_DIAG_SQLSTATE);
@@ -356,7 +318,7 @@ static void split(struct batch *batch)
 static void failed(struct batch *batch, const PGresult *error)
 {
 	const char *sqlstate = PQresultErrorField(error, PG_DIAG_SQLSTATE);
-	const enum failure failure = classify(sqlstate);
+	const enum failure failure = failure_classify(error);
 
 	log_event(LOG_LEVEL_DEBUG, "batch_failed", "requests=%u sqlstate=%s message=%s",
 		  batch->count, sqlstate != NULL ? sqlstate : "",
@@ -684,81 +646,6 @@ static void run_lane(struct writer *writer)
 	send_batch(batch, connection, patience(writer, batch));
 }
 
-/* ---- reads ---- */
-
-static void read_free(struct read *read)
-{
-	TAILQ_REMOVE(&read->writer->reads, read, link);
-	free(read);
-}
-
-static void answer_read(struct read *read, const struct answer *answer)
-{
-	struct request *request = read->request;
-
-	read->request = NULL;
-	if (request != NULL)
-		request->done(request, answer);
-}
-
-static void on_read(struct unit *unit, enum unit_end end, void *arg)
-{
-	struct read *read = arg;
-	const PGresult *error = unit_error(unit);
-	const PGresult *result = unit_result(unit, 0);
-	struct answer found = {.status = ANSWER_OK};
-
-	read->sent = false;
-	if (read->request != NULL &&
-	    (end == UNIT_LOST ||
-	     (error != NULL &&
-	      classify(PQresultErrorField(error, PG_DIAG_SQLSTATE)) == FAILURE_TRANSIENT))) {
-		event_active(read->writer->kick, EV_TIMEOUT, 0);
-		return; /* asked again within its deadline: a read does no harm */
-	}
-	if (error != NULL) {
-		found.status = ANSWER_DATABASE_ERROR;
-		found.sqlstate = PQresultErrorField(error, PG_DIAG_SQLSTATE);
-		found.message = PQresultErrorField(error, PG_DIAG_MESSAGE_PRIMARY);
-	} else if (end == UNIT_DONE && PQgetisnull(result, 0, 0)) {
-		found.status = ANSWER_NOT_FOUND;
-	} else if (end == UNIT_DONE) {
-		found.json = PQgetvalue(result, 0, 0);
-	}
-	answer_read(read, &found);
-	read_free(read);
-}
-
-static void send_read(struct read *read)
-{
-	const struct request *request = read->request;
-	struct unit *unit = unit_new(on_read, read);
-	struct text limit = {0};
-
-	if (request->kind == REQUEST_GET_STATE) {
-		unit_add(unit, sql_state, 1, memory_copy(request->name));
-	} else {
-		text_format(&limit, "%" PRIu32, request->limit);
-		unit_add(unit, sql_incidents, 3, memory_copy(request->name),
-			 memory_copy(request->include_resolved ? "true" : "false"),
-			 text_take(&limit));
-	}
-	unit_prepared(unit);
-	read->sent = true;
-	connection_run(database_control(read->writer->agent->database), unit);
-}
-
-static void run_reads(struct writer *writer)
-{
-	struct read *read;
-
-	TAILQ_FOREACH(read, &writer->reads, link)
-	{
-		if (!read->sent && read->request != NULL)
-			send_read(read);
-	}
-}
-
 /* ---- deadlines ---- */
 
 /* Answers the waiting requests whose time is over, or all of them. */
@@ -796,20 +683,6 @@ static void expire_lanes(struct writer *writer, int64_t now, enum answer_status 
 	}
 }
 
-static void expire_reads(struct writer *writer, int64_t now, const struct answer *given)
-{
-	struct read *read, *next;
-
-	for (read = TAILQ_FIRST(&writer->reads); read != NULL; read = next) {
-		next = TAILQ_NEXT(read, link);
-		if (read->request == NULL || read->request->deadline > now)
-			continue;
-		answer_read(read, given);
-		if (!read->sent)
-			read_free(read);
-	}
-}
-
 /* What was sent is not known to have failed: after its deadline nothing can be said but that. */
 static void expire_batch(struct batch *batch, int64_t now)
 {
@@ -834,8 +707,6 @@ static void expire(struct writer *writer)
 		expire_lanes(writer, now, ANSWER_DATABASE_UNAVAILABLE, away(lane_trouble, message));
 	else
 		expire_lanes(writer, now, ANSWER_BUSY, busy_text);
-	expire_reads(writer, now,
-		     &(struct answer){.status = ANSWER_TIMEOUT, .message = timeout_text});
 	expire_batch(writer->active, now - UNANSWERED_MAX);
 	expire_batch(writer->lane_active, now - UNANSWERED_MAX);
 	for (struct batch *batch = writer->lost; batch != NULL; batch = batch->next)
@@ -850,8 +721,6 @@ static void refuse_waiting(struct writer *writer)
 	away(database_trouble(writer->agent->database), message);
 	expire_tickets(&writer->queue, INT64_MAX, ANSWER_DATABASE_UNAVAILABLE, message);
 	expire_lanes(writer, INT64_MAX, ANSWER_DATABASE_UNAVAILABLE, message);
-	expire_reads(writer, INT64_MAX,
-		     &(struct answer){.status = ANSWER_DATABASE_UNAVAILABLE, .message = message});
 }
 
 /* ---- the turn of the loop ---- */
@@ -860,14 +729,13 @@ bool writer_is_idle(const struct writer *writer)
 {
 	return writer->queue.first == NULL && writer->active == NULL &&
 	       writer->lane_active == NULL && writer->lost == NULL && writer->loading == NULL &&
-	       TAILQ_EMPTY(&writer->lanes) && TAILQ_EMPTY(&writer->reads);
+	       TAILQ_EMPTY(&writer->lanes);
 }
 
 static void dispatch(struct writer *writer)
 {
 	if (database_state(writer->agent->database) == DATABASE_LIVE) {
 		look_up_all(writer);
-		run_reads(writer);
 		run_queue(writer);
 		run_lane(writer);
 	} else if (!database_expected(writer->agent->database)) {
@@ -900,18 +768,14 @@ void writer_database_changed(struct writer *writer)
 void writer_submit(struct writer *writer, struct request *request)
 {
 	struct ticket *ticket;
-	struct read *read;
 
-	if (request->kind == REQUEST_GET_STATE || request->kind == REQUEST_GET_INCIDENTS) {
-		read = memory_new(1, sizeof(*read));
-		read->writer = writer;
-		read->request = request;
-		TAILQ_INSERT_TAIL(&writer->reads, read, link);
-	} else {
-		ticket = memory_new(1, sizeof(*ticket));
-		ticket->request = request;
-		tickets_append(&writer->queue, ticket);
+	if (query_answers(request->kind)) {
+		queries_submit(writer->agent->queries, request);
+		return;
 	}
+	ticket = memory_new(1, sizeof(*ticket));
+	ticket->request = request;
+	tickets_append(&writer->queue, ticket);
 	/* Whatever else this turn of the loop brings goes into the same transaction. */
 	event_active(writer->kick, EV_TIMEOUT, 0);
 }
@@ -923,7 +787,6 @@ int writer_new(struct agent *agent, struct writer **writer)
 	made->agent = agent;
 	tickets_init(&made->queue);
 	TAILQ_INIT(&made->lanes);
-	TAILQ_INIT(&made->reads);
 	made->kick = evtimer_new(agent->base, on_kick, made);
 	made->sweep = evtimer_new(agent->base, on_sweep, made);
 	*writer = made;
