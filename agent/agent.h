@@ -15,6 +15,7 @@ struct config;
 struct segment_writer;
 struct database;
 struct mirror;
+struct notify;
 struct recovery;
 struct outbox;
 struct queries;
@@ -24,6 +25,7 @@ struct listener;
 struct agent {
 	struct event_base *base;
 	struct config *config; /* replaced as a whole by a reload: do not keep pointers into it */
+	struct notify *notify; /* what the service manager is told */
 	struct segment_writer *segment;
 	struct mirror *mirror;     /* database -> segment */
 	struct recovery *recovery; /* closes what its TTL has ended */

@@ -414,8 +414,11 @@ static void distrust_prepared(struct connection *connection, const PGresult *res
 	if (state == NULL || (strcmp(state, "26000") != 0 && strcmp(state, "0A000") != 0 &&
 			      strcmp(state, "42P05") != 0))
 		return;
-	log_event(LOG_LEVEL_WARNING, "prepared_statements_off", "connection=%s sqlstate=%s",
-		  connection->name, state);
+	log_problem(
+		LOG_LEVEL_WARNING, "prepared_statements_off",
+		"a pooler in between has lost a statement, so each is parsed anew: connect to the "
+		"server itself, or let the pooler keep them (max_prepared_statements)",
+		"connection=%s sqlstate=%s", connection->name, state);
 	connection->may_prepare = false;
 }
 

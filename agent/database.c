@@ -23,6 +23,7 @@
 #include "agent/database.h"
 #include "agent/log.h"
 #include "agent/mirror.h"
+#include "agent/notify.h"
 #include "agent/outbox.h"
 #include "agent/query.h"
 #include "agent/recovery.h"
@@ -157,9 +158,13 @@ static void change_state(struct database *database, enum database_state to)
 	log_event(to == DATABASE_LIVE ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG, "database",
 		  "state=%s was=%s server=%s", state_names[to], state_names[from],
 		  LOG_VALUE(database->control != NULL ? connection_server(database->control) : ""));
-	if (to == DATABASE_LIVE)
+	if (to == DATABASE_LIVE) {
 		segment_writer_set_state(database->agent->segment, CBSHM_SEGMENT_LIVE);
-	else if (to == DATABASE_DISCONNECTED)
+		notify_status(database->agent->notify, "Mirrors %" PRIu32 " breakers from %s",
+			      segment_writer_breakers(database->agent->segment),
+			      connection_server(database->control));
+	}
+	if (to == DATABASE_DISCONNECTED)
 		segment_writer_set_state(database->agent->segment, CBSHM_SEGMENT_DISCONNECTED);
 	if (from == DATABASE_LIVE) {
 		database->was_live = database->ever_live = true;
@@ -242,8 +247,16 @@ static void log_trouble(struct database *database)
 	if (strcmp(database->trouble, database->logged) == 0 &&
 	    now - database->logged_at < REPEAT_LOG)
 		return;
-	log_event(LOG_LEVEL_WARNING, "database_unavailable", "state=%s reason=%s",
-		  state_names[database->state], LOG_VALUE(database->trouble));
+	log_problem(
+		LOG_LEVEL_WARNING, "database_unavailable",
+		database->schema_trouble
+			? "readers go on; bring the schema there with cbctl migrate, or install "
+			  "the agent that fits it"
+			: "readers go on; see that the server of conninfo in [postgres] is up, "
+			  "takes writes and lets this user in",
+		"state=%s reason=%s", state_names[database->state], LOG_VALUE(database->trouble));
+	notify_status(database->agent->notify,
+		      "No database, readers go on with what was last known: %s", database->trouble);
 	memcpy(database->logged, database->trouble, sizeof(database->logged));
 	database->logged_at = now;
 }
@@ -431,10 +444,10 @@ static void check_listen(struct database *database)
 	    clock_microseconds(CLOCK_MONOTONIC) - database->probe_at < LISTEN_WITHIN)
 		return;
 	database->deaf = true;
-	log_event(
-		LOG_LEVEL_WARNING, "listen_does_not_work", "hint=%s",
-		LOG_VALUE("notifications do not arrive, as behind a connection pooler: the mirror "
-			  "asks every second instead; connect to the server itself"));
+	log_problem(LOG_LEVEL_WARNING, "listen_does_not_work",
+		    "notifications do not arrive, as behind a connection pooler: the mirror asks "
+		    "every second instead; connect to the server itself",
+		    "server=%s", LOG_VALUE(connection_server(database->control)));
 }
 
 static void on_lane_lost(struct connection *connection, const char *message, void *arg);
@@ -692,7 +705,10 @@ static void on_lane_lost(struct connection *connection, const char *message, voi
 {
 	struct database *database = arg;
 
-	log_event(LOG_LEVEL_WARNING, "database_lane_lost", "reason=%s", LOG_VALUE(message));
+	log_problem(LOG_LEVEL_WARNING, "database_lane_lost",
+		    "it is opened again when a row is locked; if this repeats, see max_connections "
+		    "and the time-outs of the server",
+		    "reason=%s", LOG_VALUE(message));
 	set_trouble(database->lane_trouble, message);
 	database->lane = NULL;
 	database->lane_ready = false;

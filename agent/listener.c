@@ -209,12 +209,19 @@ static void remove_name(struct listener *listener)
 
 static const struct {
 	const char *name;
-	const char *message;
+	const char *message; /* to the client */
+	const char *hint;    /* to the operator */
 } refusals[LISTENER_REFUSALS] = {
-	[LISTENER_REFUSED_TOTAL] = {"total", "the agent has as many connections as it takes"},
-	[LISTENER_REFUSED_PER_UID] = {"per_uid", "your user has as many connections as it may"},
-	[LISTENER_REFUSED_FILES] = {"files", "the agent has no file descriptor left"},
-	[LISTENER_REFUSED_PEER] = {"peer", "the agent cannot tell who you are"},
+	[LISTENER_REFUSED_TOTAL] =
+		{"total", "the agent has as many connections as it takes",
+		 "find out who holds them: ss -xp; one connection a process is enough"},
+	[LISTENER_REFUSED_PER_UID] =
+		{"per_uid", "your user has as many connections as it may",
+		 "find the program of that user that does not close them: ss -xp"},
+	[LISTENER_REFUSED_FILES] = {"files", "the agent has no file descriptor left",
+				    "raise LimitNOFILE= in the unit"},
+	[LISTENER_REFUSED_PEER] = {"peer", "the agent cannot tell who you are",
+				   "the machine is out of memory, or the client has gone already"},
 };
 
 /* Says why, as far as the socket takes it at once, and closes. */
@@ -224,8 +231,8 @@ static void refuse(struct listener *listener, int fd, enum listener_refusal why)
 	char *reply;
 
 	listener->counters.refused[why]++;
-	log_event(LOG_LEVEL_WARNING, "client_refused", "reason=%s sessions=%u", refusals[why].name,
-		  listener->counters.sessions);
+	log_problem(LOG_LEVEL_WARNING, "client_refused", refusals[why].hint,
+		    "reason=%s sessions=%u", refusals[why].name, listener->counters.sessions);
 	fault_set(&fault, REPLY_LIMIT_EXCEEDED, NULL, "%s", refusals[why].message);
 	reply = message_error(&fault);
 	if (reply != NULL && send(fd, reply, strlen(reply) + 1, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
@@ -268,7 +275,9 @@ static void admit(struct listener *listener, int fd)
 	}
 	r = session_new(&listener->host, fd, listener->counters.accepted, &peer, access, &session);
 	if (r < 0) {
-		log_event(LOG_LEVEL_ERROR, "session_failed", "error=%s", LOG_VALUE(strerror(-r)));
+		log_problem(LOG_LEVEL_ERROR, "session_failed",
+			    "a client was turned away: give the agent more memory", "error=%s",
+			    LOG_VALUE(strerror(-r)));
 		return;
 	}
 	listener->counters.accepted++;
@@ -325,8 +334,10 @@ static void on_accept(evutil_socket_t ignored, short what, void *arg)
 		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
 			return;
 		} else if (errno != ECONNABORTED && errno != EINTR) {
-			log_event(LOG_LEVEL_ERROR, "accept_failed", "error=%s",
-				  LOG_VALUE(strerror(errno)));
+			log_problem(LOG_LEVEL_ERROR, "accept_failed",
+				    "no clients are taken for a moment; if this repeats, give the "
+				    "machine more memory",
+				    "error=%s", LOG_VALUE(strerror(errno)));
 			pause_accepting(listener);
 			return;
 		}
@@ -393,8 +404,9 @@ static void fit_into_files(struct listener_options *options)
 	options->max_sessions = limit.rlim_cur > 2 * FILES_ELSEWHERE
 					? (unsigned)(limit.rlim_cur - FILES_ELSEWHERE)
 					: FILES_ELSEWHERE;
-	log_event(LOG_LEVEL_WARNING, "few_files", "limit=%ju max_sessions=%u",
-		  (uintmax_t)limit.rlim_cur, options->max_sessions);
+	log_problem(LOG_LEVEL_WARNING, "few_files",
+		    "fewer clients than intended find room: raise LimitNOFILE= in the unit",
+		    "limit=%ju max_sessions=%u", (uintmax_t)limit.rlim_cur, options->max_sessions);
 }
 
 static void take_options(struct listener *listener, const struct listener_options *options)

@@ -138,12 +138,12 @@ static size_t clamp(int formatted, size_t room)
 	return (size_t)formatted < room ? (size_t)formatted : room - 1;
 }
 
-void log_event(enum log_level level, const char *event, const char *format, ...)
+static void write_event(enum log_level level, const char *event, const char *hint,
+			const char *format, va_list args)
 {
 	const int saved_errno = errno;
 	char line[LINE_SIZE];
 	size_t used, start;
-	va_list args;
 
 	if (level > __atomic_load_n(&log_level_now, __ATOMIC_RELAXED))
 		return;
@@ -152,13 +152,16 @@ void log_event(enum log_level level, const char *event, const char *format, ...)
 		used = clamp(snprintf(line, sizeof(line), "<%c>", levels[level].journal_priority),
 			     sizeof(line));
 	used += clamp(snprintf(line + used, sizeof(line) - used, "level=%s event=%s%s",
-			       levels[level].name, event, *format != '\0' ? " " : ""),
+			       levels[level].name, event,
+			       *format != '\0' || hint != NULL ? " " : ""),
 		      sizeof(line) - used);
 	start = used;
-	va_start(args, format);
 	used += clamp(vsnprintf(line + used, sizeof(line) - used, format, args),
 		      sizeof(line) - used);
-	va_end(args);
+	if (hint != NULL)
+		used += clamp(snprintf(line + used, sizeof(line) - used, "%shint=%s",
+				       *format != '\0' ? " " : "", LOG_VALUE(hint)),
+			      sizeof(line) - used);
 	/* One event is one line, even where a caller forgot LOG_VALUE(). */
 	for (size_t i = start; i < used; i++) {
 		if (is_control((unsigned char)line[i]))
@@ -169,4 +172,22 @@ void log_event(enum log_level level, const char *event, const char *format, ...)
 	if (write(STDERR_FILENO, line, used) < 0)
 		errno = saved_errno;
 	errno = saved_errno;
+}
+
+void log_event(enum log_level level, const char *event, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	write_event(level, event, NULL, format, args);
+	va_end(args);
+}
+
+void log_problem(enum log_level level, const char *event, const char *hint, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	write_event(level, event, hint, format, args);
+	va_end(args);
 }

@@ -30,13 +30,20 @@ bool log_level_parse(const char *text, enum log_level *level);
  * Writes a line. `format` makes the rest of it, "key=value key=value", and may be ""; wrap every text that
  * comes from outside in LOG_VALUE(), plain numbers and names of our own need nothing:
  *
- *	log_event(LOG_LEVEL_WARNING, "socket_refused", "path=%s uid=%d", LOG_VALUE(path), uid);
+ *	log_event(LOG_LEVEL_INFO, "socket_ready", "path=%s uid=%d", LOG_VALUE(path), uid);
  *
  * Whatever is passed, it is one line: control characters come out escaped, and a line longer than
  * 4096 bytes is cut.
  */
 void log_event(enum log_level level, const char *event, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+
+/*
+ * The same for what is not as it should be: errors and warnings are written with this alone, since each must tell the
+ * person who reads it what to do. `hint` is that, as text; it comes last in the line, as hint="...".
+ */
+void log_problem(enum log_level level, const char *event, const char *hint, const char *format, ...)
+	__attribute__((format(printf, 4, 5)));
 
 #define LOG_VALUE_SIZE 1024
 

@@ -22,6 +22,7 @@
 #include "agent/listener.h"
 #include "agent/log.h"
 #include "agent/mirror.h"
+#include "agent/notify.h"
 #include "agent/outbox.h"
 #include "agent/query.h"
 #include "agent/recovery.h"
@@ -63,12 +64,12 @@ static void usage(FILE *file)
 }
 
 /* One event for each mistake: a log line is one line. */
-static void log_lines(enum log_level level, const char *event, char *message)
+static void log_lines(const char *event, const char *hint, char *message)
 {
 	char *rest = message, *line;
 
 	while ((line = strsep(&rest, "\n")) != NULL)
-		log_event(level, event, "reason=%s", LOG_VALUE(line));
+		log_problem(LOG_LEVEL_ERROR, event, hint, "reason=%s", LOG_VALUE(line));
 }
 
 /* ---- SIGHUP ---- */
@@ -76,7 +77,8 @@ static void log_lines(enum log_level level, const char *event, char *message)
 static void need_restart(bool changed, const char *key)
 {
 	if (changed)
-		log_event(LOG_LEVEL_WARNING, "restart_needed", "key=%s", key);
+		log_problem(LOG_LEVEL_WARNING, "restart_needed",
+			    "restart the agent, readers go on meanwhile", "key=%s", key);
 }
 
 static void tell_what_needs_restart(const struct config *was, const struct config *now)
@@ -133,8 +135,11 @@ static void on_reload(evutil_socket_t fd, short what, void *arg)
 
 	(void)fd;
 	(void)what;
+	notify_reloading(program->agent.notify);
 	if (config_load(program->config_path, &read, message, sizeof(message)) != 0) {
-		log_lines(LOG_LEVEL_ERROR, "reload_failed", message);
+		log_lines("reload_failed", "nothing has changed: mend the file, then reload again",
+			  message);
+		notify_ready(program->agent.notify);
 		return;
 	}
 	tell_what_needs_restart(now, read);
@@ -150,6 +155,7 @@ static void on_reload(evutil_socket_t fd, short what, void *arg)
 	outbox_reconfigure(program->agent.outbox);
 	if (reconnect)
 		database_reconfigure(program->agent.database);
+	notify_ready(program->agent.notify);
 }
 
 /* ---- the end ---- */
@@ -171,8 +177,9 @@ static void on_deadline(evutil_socket_t fd, short what, void *arg)
 		on_stopped(program);
 		return;
 	}
-	log_event(LOG_LEVEL_WARNING, "stop_forced", "reason=%s",
-		  LOG_VALUE("requests are not answered after 5 s"));
+	log_problem(LOG_LEVEL_WARNING, "stop_forced",
+		    "nothing to do here: clients hear what is known of their requests", "reason=%s",
+		    LOG_VALUE("requests are not answered after 5 s"));
 	program->forced = true;
 	/* They are answered as well as can be, and the answers have a moment to go out. */
 	database_stop(program->agent.database);
@@ -191,6 +198,7 @@ static void on_terminate(evutil_socket_t signal_number, short what, void *arg)
 		return;
 	}
 	program->stopping = true;
+	notify_stopping(program->agent.notify);
 	log_event(LOG_LEVEL_INFO, "stopping", "signal=%s", strsignal((int)signal_number));
 	event_add(program->deadline, &(struct timeval){.tv_sec = STOP_AFTER});
 	outbox_stop(program->agent.outbox);
@@ -213,6 +221,7 @@ static void stop(struct program *program)
 	recovery_free(agent->recovery);
 	mirror_free(agent->mirror);
 	segment_writer_close(agent->segment);
+	notify_free(agent->notify);
 	for (size_t i = 0; i < sizeof(events) / sizeof(*events); i++) {
 		if (events[i] != NULL)
 			event_free(events[i]);
@@ -287,9 +296,11 @@ static int start(struct program *program)
 	char message[MESSAGE] = "";
 
 	if (start_loop(program) != 0) {
-		log_event(LOG_LEVEL_ERROR, "start_failed", "reason=%s", strerror(errno));
+		log_problem(LOG_LEVEL_ERROR, "start_failed", "give the agent more memory or files",
+			    "reason=%s", LOG_VALUE(strerror(errno)));
 		return -1;
 	}
+	agent->notify = notify_new(agent->base);
 	if (start_segment(agent, message, sizeof(message)) != 0)
 		goto failed;
 	agent->mirror = mirror_new(agent);
@@ -306,10 +317,11 @@ static int start(struct program *program)
 		  PACKAGE_VERSION, agent->config->instance, LOG_VALUE(agent->config->socket_path),
 		  LOG_VALUE(agent->config->segment_name), agent->config->segment_capacity,
 		  segment_writer_breakers(agent->segment));
+	notify_ready(agent->notify);
 	return 0;
 
 failed:
-	log_lines(LOG_LEVEL_ERROR, "start_failed", message);
+	log_lines("start_failed", "mend what the reason says, then start the agent", message);
 	return -1;
 }
 

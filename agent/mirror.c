@@ -172,12 +172,12 @@ static void put_failed(struct mirror *mirror, const char *name, int error)
 	if (mirror->full_logged_at != 0 && now - mirror->full_logged_at < FULL_LOG)
 		return;
 	mirror->full_logged_at = now;
-	log_event(LOG_LEVEL_ERROR, "mirror_incomplete", "breaker=%s error=%s breakers=%" PRIu32,
-		  LOG_VALUE(name),
-		  LOG_VALUE(error == -ENOSPC ? "the segment or its file system is full: raise "
-					       "capacity in [segment]"
-					     : strerror(-error)),
-		  segment_writer_breakers(mirror->agent->segment));
+	log_problem(LOG_LEVEL_ERROR, "mirror_incomplete",
+		    error == -ENOSPC ? "the segment or its file system is full: raise capacity in "
+				       "[segment], or make /dev/shm larger"
+				     : "mend the row, or delete it",
+		    "breaker=%s error=%s breakers=%" PRIu32, LOG_VALUE(name),
+		    LOG_VALUE(strerror(-error)), segment_writer_breakers(mirror->agent->segment));
 }
 
 static void put(struct mirror *mirror, const PGresult *rows, int row, bool force,
@@ -549,10 +549,14 @@ static void on_compared(struct unit *unit, enum unit_end end, void *arg)
 	else if (mirror->urgent.count == 0)
 		segment_writer_database_confirmed(mirror->agent->segment);
 	if (mirror->urgent.count > 0 || mirror->reload)
-		log_event(database_is_deaf(mirror->agent->database) ? LOG_LEVEL_DEBUG
-								    : LOG_LEVEL_WARNING,
-			  "mirror_was_behind", "changed=%u rows=%" PRIu64 " breakers=%" PRIu64,
-			  mirror->urgent.count, mirror->compare_rows, breakers);
+		log_problem(
+			database_is_deaf(mirror->agent->database) ? LOG_LEVEL_DEBUG
+								  : LOG_LEVEL_WARNING,
+			"mirror_was_behind",
+			"nothing to do, it has caught up; if this repeats, notifications get lost: "
+			"see what is between agent and server",
+			"changed=%u rows=%" PRIu64 " breakers=%" PRIu64, mirror->urgent.count,
+			mirror->compare_rows, breakers);
 	ask(mirror);
 }
 

@@ -96,6 +96,9 @@ static const char sql_skip[] =
 	"SELECT cbshm.alerts_skipped(pg_catalog.make_interval(secs => $1::pg_catalog.float8))";
 static const char sql_due_to_skip[] = "SELECT cbshm.alerts_due(false)";
 
+static const char again_hint[] =
+	"it is tried again by itself; if this repeats, the server's log says more";
+
 static void send_next(struct outbox *outbox);
 
 static int64_t now(void)
@@ -199,7 +202,10 @@ static void note_failure(struct outbox *outbox, const char *reason)
 	if (strncmp(outbox->logged, reason, sizeof(outbox->logged) - 1) == 0 &&
 	    outbox->failed_at - outbox->logged_at < REPEAT_LOG)
 		return;
-	log_event(LOG_LEVEL_WARNING, "alertmanager_unavailable", "reason=%s", LOG_VALUE(reason));
+	log_problem(LOG_LEVEL_WARNING, "alertmanager_unavailable",
+		    "alerts wait in the queue: see that the url in [alertmanager] is right and "
+		    "answers",
+		    "reason=%s", LOG_VALUE(reason));
 	snprintf(outbox->logged, sizeof(outbox->logged), "%s", reason);
 	outbox->logged_at = outbox->failed_at;
 }
@@ -207,8 +213,8 @@ static void note_failure(struct outbox *outbox, const char *reason)
 static void on_woken(struct unit *unit, enum unit_end end, void *arg)
 {
 	if (end == UNIT_FAILED)
-		log_event(LOG_LEVEL_WARNING, "alerts_not_woken", "reason=%s",
-			  LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
+		log_problem(LOG_LEVEL_WARNING, "alerts_not_woken", again_hint, "reason=%s",
+			    LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
 	hurry(arg);
 }
 
@@ -282,8 +288,8 @@ static void on_marked(struct unit *unit, enum unit_end end, void *arg)
 	if (end != UNIT_FAILED)
 		return;
 	outbox->unmarked = true;
-	log_event(LOG_LEVEL_WARNING, "alerts_unmarked", "reason=%s",
-		  LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
+	log_problem(LOG_LEVEL_WARNING, "alerts_unmarked", again_hint, "reason=%s",
+		    LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
 }
 
 static void on_put_off(struct unit *unit, enum unit_end end, void *arg)
@@ -292,10 +298,10 @@ static void on_put_off(struct unit *unit, enum unit_end end, void *arg)
 
 	on_marked(unit, end, arg);
 	for (int i = 0; end == UNIT_DONE && i < PQntuples(failed); i++)
-		log_event(LOG_LEVEL_ERROR, "alert_failed", "breaker=%s kind=%s id=%s hint=%s",
-			  LOG_VALUE(PQgetvalue(failed, i, 1)), PQgetvalue(failed, i, 2),
-			  PQgetvalue(failed, i, 0),
-			  LOG_VALUE("when its cause is mended: SELECT cbshm.alerts_retry()"));
+		log_problem(LOG_LEVEL_ERROR, "alert_failed",
+			    "when its cause is mended: cbctl alerts retry",
+			    "breaker=%s kind=%s id=%s", LOG_VALUE(PQgetvalue(failed, i, 1)),
+			    PQgetvalue(failed, i, 2), PQgetvalue(failed, i, 0));
 }
 
 static void mark_sent(struct outbox *outbox, int count)
@@ -394,8 +400,8 @@ static void turn_failed(struct outbox *outbox, const struct unit *unit, enum uni
 	change_state(outbox, OUTBOX_IDLE);
 	if (end == UNIT_LOST)
 		return; /* outbox_ready() goes on */
-	log_event(LOG_LEVEL_WARNING, "alerts_not_claimed", "reason=%s",
-		  LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
+	log_problem(LOG_LEVEL_WARNING, "alerts_not_claimed", again_hint, "reason=%s",
+		    LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
 	next_turn(outbox, 5 * TURN_MIN);
 }
 
@@ -433,9 +439,10 @@ static void on_skipped(struct unit *unit, enum unit_end end, void *arg)
 	}
 	if (atoll(PQgetvalue(unit_result(unit, 0), 0, 0)) > 0 && !outbox->told_skipped) {
 		outbox->told_skipped = true;
-		log_event(LOG_LEVEL_WARNING, "alerts_skipped", "hint=%s",
-			  LOG_VALUE("no Alertmanager is configured, so nobody is told of breakers "
-				    "that open: set url in [alertmanager]"));
+		log_problem(LOG_LEVEL_WARNING, "alerts_skipped",
+			    "no Alertmanager is configured, so nobody is told of breakers that "
+			    "open: set url in [alertmanager]",
+			    "count=%s", PQgetvalue(unit_result(unit, 0), 0, 0));
 	}
 	change_state(outbox, OUTBOX_IDLE);
 	wait_for_due(outbox, unit_result(unit, 1), SKIP_AFTER);

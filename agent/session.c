@@ -115,10 +115,11 @@ static void end(struct session *session)
 
 static void drop(struct session *session, const char *why)
 {
-	log_event(LOG_LEVEL_WARNING, "session_dropped",
-		  "session=%ju uid=%ju pid=%jd user=%s reason=%s", (uintmax_t)session->id,
-		  (uintmax_t)session->peer.uid, (intmax_t)session->peer.pid,
-		  LOG_VALUE(session->peer.user), why);
+	log_problem(LOG_LEVEL_WARNING, "session_dropped",
+		    "the client must read what it has asked for: see what that process does",
+		    "session=%ju uid=%ju pid=%jd user=%s reason=%s", (uintmax_t)session->id,
+		    (uintmax_t)session->peer.uid, (intmax_t)session->peer.pid,
+		    LOG_VALUE(session->peer.user), why);
 	session->host->counters->dropped++;
 	end(session);
 }

@@ -20,7 +20,9 @@
 static void *checked(void *memory)
 {
 	if (memory == NULL) {
-		log_event(LOG_LEVEL_ERROR, "out_of_memory", "pid=%d", (int)getpid());
+		log_problem(LOG_LEVEL_ERROR, "out_of_memory",
+			    "the agent aborts, readers go on: give it more memory", "pid=%d",
+			    (int)getpid());
 		abort();
 	}
 	return memory;

@@ -301,8 +301,9 @@ static void answer_failure(struct batch *batch, const PGresult *error)
 		failure.status = ANSWER_INVALID;
 		failure.field = PQresultErrorField(error, PG_DIAG_MESSAGE_DETAIL);
 	} else {
-		log_event(LOG_LEVEL_WARNING, "request_failed", "sqlstate=%s message=%s",
-			  failure.sqlstate, LOG_VALUE(failure.message));
+		log_problem(LOG_LEVEL_WARNING, "request_failed",
+			    "Postgres refused it, and the client knows: the server's log says more",
+			    "sqlstate=%s message=%s", failure.sqlstate, LOG_VALUE(failure.message));
 	}
 	answer_all(batch, &failure);
 }
@@ -353,10 +354,14 @@ enum fate { FATE_COMMITTED, FATE_ABORTED, FATE_UNKNOWN };
 static void settle(struct batch *batch, enum fate fate)
 {
 	unlink_batch(&batch->writer->lost, batch);
-	log_event(LOG_LEVEL_INFO, "lost_commit", "requests=%u outcome=%s", batch->count,
-		  fate == FATE_COMMITTED ? "committed"
-		  : fate == FATE_ABORTED ? "aborted"
-					 : "unknown");
+	log_problem(
+		fate == FATE_UNKNOWN ? LOG_LEVEL_WARNING : LOG_LEVEL_INFO, "lost_commit",
+		"clients know what became of it; where that is unknown, cbctl log shows what was "
+		"applied",
+		"requests=%u outcome=%s", batch->count,
+		fate == FATE_COMMITTED ? "committed"
+		: fate == FATE_ABORTED ? "aborted"
+				       : "unknown");
 	if (fate == FATE_COMMITTED) {
 		committed(batch);
 		return;
