@@ -82,9 +82,8 @@ const struct command command_check = {
 	.name = "check",
 	.arguments = "NAME",
 	.summary = "is it enabled? exit status 0 if so, 1 if not",
-	.help = "Answers as an engine's check does, from shared memory: it needs neither agent "
-		"nor\n"
-		"database. A breaker that does not exist counts as enabled.\n"
+	.help = "Answers as an engine's check does, from shared memory: it needs neither agent\n"
+		"nor database. A breaker that does not exist counts as enabled.\n"
 		"\n"
 		"Exit status: 0 enabled, 1 disabled, 2 or more: no answer (see cbctl(1)).\n"
 		"\n"

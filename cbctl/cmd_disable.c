@@ -113,9 +113,8 @@ const struct command command_disable = {
 	.name = "disable",
 	.arguments = "NAME --reason TEXT [--by WHO] [--until TIME | --for DURATION]",
 	.summary = "open it: keep traffic away, now, on every host",
-	.help = "Opens the breaker. When this returns, it is committed in Postgres and every "
-		"process\n"
-		"of this host sees it. A breaker that does not exist is made.\n"
+	.help = "Opens the breaker. When this returns, it is committed in Postgres and every\n"
+		"process of this host sees it. A breaker that does not exist is made.\n"
 		"\n"
 		"  --reason TEXT   why; needed\n"
 		"  --by WHO        who decided it; your user name if left out\n"

@@ -359,9 +359,8 @@ const struct command command_migrate = {
 	.name = "migrate",
 	.arguments = "[--conninfo CONNINFO] [--sql DIRECTORY]",
 	.summary = "make the database's schema, or bring it up to date",
-	.help = "Applies the migrations that the database does not have yet, each in a "
-		"transaction.\n"
-		"May be repeated; refuses a database whose schema is newer than this cbctl.\n"
+	.help = "Applies the migrations that the database does not have yet, each in one\n"
+		"transaction. May be repeated; refuses a database whose schema is newer.\n"
 		"\n"
 		"  --conninfo CONNINFO  which database, as for psql; else the PG* environment\n"
 		"  --sql DIRECTORY      where the migrations are; else $CBSHM_SQL_DIR, else\n"

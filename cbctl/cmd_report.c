@@ -141,10 +141,9 @@ const struct command command_drift = {
 	.name = "drift",
 	.arguments = "NAME SCORE [--samples N] [--details JSON]",
 	.summary = "report how far the guarded path is off",
-	.help = "Reports one observation. A SCORE (0 to 1) above the breaker's drift_threshold is "
-		"a\n"
-		"failure; failure_threshold failures in a row trip it, a good report sets them to "
-		"0.\n"
+	.help = "Reports one observation. A SCORE (0 to 1) above the breaker's drift_threshold\n"
+		"is a failure; failure_threshold failures in a row trip it, a good report sets\n"
+		"them to 0.\n"
 		"\n"
 		"  --samples N     from how many samples the score is; 1 if left out\n"
 		"  --details JSON  an object for the incident, such as '{\"batch\": 7}'\n",

@@ -261,10 +261,9 @@ static int run_status(struct cbctl *cbctl, const struct parsed *parsed)
 const struct command command_status = {
 	.name = "status",
 	.arguments = "[NAME ...]",
-	.summary = "what is disabled and why, and how the agent is; or all about some",
-	.help = "Without names: every breaker that is disabled now, how many there are, and "
-		"whether\n"
-		"agent and database are there. With names: all that is known of each.\n"
+	.summary = "what is disabled and why, or all about some; and the agent",
+	.help = "Without names: every breaker that is disabled now, how many there are, and\n"
+		"whether agent and database are there. With names: all that is known of each.\n"
 		"Reads shared memory: it needs neither agent nor database.\n"
 		"\n"
 		"Exit status: 0, 7 if a NAME does not exist, others: see cbctl(1).\n",
@@ -277,8 +276,7 @@ const struct command command_list = {
 	.name = "list",
 	.arguments = "",
 	.summary = "all breakers, by name",
-	.help = "One line for each breaker: state, name, and what there is to say. Sorted by "
-		"name.\n"
+	.help = "One line for each breaker, by name: state, name, and what there is to say.\n"
 		"Reads shared memory: it needs neither agent nor database.\n",
 	.least = 0,
 	.most = 0,

@@ -15,11 +15,14 @@
 #include "cbctl/output.h"
 #include "cbctl/suggest.h"
 
+#define COMMANDS_MAX 8 /* of one group */
+
 static const struct {
 	const char *title;
-	const struct command *commands[6];
+	const struct command *commands[COMMANDS_MAX];
 } groups[] = {
-	{"Look", {&command_check, &command_status, &command_list, &command_incidents}},
+	{"Look",
+	 {&command_check, &command_status, &command_list, &command_watch, &command_incidents}},
 	{"Decide", {&command_disable, &command_enable, &command_reset, &command_policy}},
 	{"Report", {&command_drift, &command_schema_error}},
 	{"Set up", {&command_migrate}},
@@ -37,38 +40,47 @@ static const struct option globals[GLOBALS] = {
 
 /* ---- help ------------------------------------------------------------------------------- */
 
+/* Fits a screen of 24 lines of 80 characters. */
 static int print_help(void)
 {
-	puts("usage: cbctl [--socket PATH] [--segment NAME] [--json] COMMAND [ARGUMENT ...]\n"
-	     "\n"
-	     "Shows circuit breakers and operates them. A disabled breaker keeps traffic away "
-	     "from\n"
-	     "the code path that it guards.\n");
+	puts("usage: cbctl [--socket PATH] [--segment NAME] [--json] COMMAND [ARGUMENT ...]\n");
 	for (size_t i = 0; i < GROUPS; i++) {
-		printf("%s:\n", groups[i].title);
-		for (int j = 0; j < 6 && groups[i].commands[j] != NULL; j++) {
+		for (int j = 0; j < COMMANDS_MAX && groups[i].commands[j] != NULL; j++) {
 			const struct command *command = groups[i].commands[j];
 
-			printf("  %-13s  %s\n", command->name, command->summary);
+			printf("%-6s  %-12s  %s\n", j == 0 ? groups[i].title : "", command->name,
+			       command->summary);
 		}
 	}
 	puts("\n"
-	     "Options, before or after the command's own:\n"
-	     "  --socket PATH   the agent's socket ($CBSHM_SOCKET, /run/cbshm/io.cbshm)\n"
-	     "  --segment NAME  the shared-memory segment ($CBSHM_SEGMENT, /cbshm)\n"
-	     "  --json          one JSON document on standard output, errors too\n"
-	     "  --help          this, or the help of a command: cbctl disable --help\n"
-	     "  --version       the version\n"
-	     "\n"
-	     "Exit status: 0 done (check: enabled), 1 check: disabled, 2 wrong usage, 3 no usable\n"
-	     "segment, 4 agent or database down, 5 not allowed, 6 outcome unknown, 7 other. See "
-	     "cbctl(1).");
+	     "cbctl COMMAND --help tells the rest. Everywhere: --socket PATH, --segment NAME,\n"
+	     "--json (a document of JSON on standard output, errors too), --help, --version.\n"
+	     "Exit status: 0 done (check: enabled), 1 check: disabled, 2 usage, 3 no segment,\n"
+	     "4 agent or database down, 5 not allowed, 6 outcome unknown, 7 other.");
 	return STATUS_DONE;
+}
+
+/* The usage, in as many lines as it takes; an option in brackets is not torn. */
+static void print_usage(const char *usage)
+{
+	int used = printf("usage: ");
+
+	while (*usage != '\0') {
+		const char *next = strstr(usage + 1, " [");
+		const int length = next != NULL ? (int)(next - usage) : (int)strlen(usage);
+
+		if (used + length > 80)
+			used = printf("\n             ");
+		used += printf("%.*s", length, usage);
+		usage += length;
+	}
+	puts("\n");
 }
 
 static int print_command_help(const struct command *command)
 {
-	printf("usage: %s\n\n%s", command_usage(command), command->help);
+	print_usage(command_usage(command));
+	fputs(command->help, stdout);
 	puts("\nAlso: --socket PATH, --segment NAME, --json; see cbctl --help and cbctl(1).");
 	return STATUS_DONE;
 }
@@ -95,7 +107,7 @@ static const struct command *find_command(const char *name, struct suggestion *n
 {
 	suggestion_begin(near, name);
 	for (size_t i = 0; i < GROUPS; i++) {
-		for (int j = 0; j < 6 && groups[i].commands[j] != NULL; j++) {
+		for (int j = 0; j < COMMANDS_MAX && groups[i].commands[j] != NULL; j++) {
 			if (strcmp(groups[i].commands[j]->name, name) == 0)
 				return groups[i].commands[j];
 			suggestion_consider(near, groups[i].commands[j]->name);

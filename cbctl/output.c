@@ -11,6 +11,7 @@
 #include "cbctl/output.h"
 
 #include <errno.h>
+#include <locale.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,6 +19,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include <wchar.h>
 
 #include "cbctl/timespec.h"
 #include "libcbshm/name.h"
@@ -31,6 +33,7 @@ struct kept {
 static struct {
 	bool json;
 	bool colour;
+	locale_t locale; /* for wcwidth(); (locale_t)0: it does not know UTF-8 here */
 	struct kept *kept;
 } output;
 
@@ -44,17 +47,30 @@ void output_begin(bool json)
 	output.json = json;
 	output.colour = isatty(STDOUT_FILENO) && (no_colour == NULL || no_colour[0] == '\0') &&
 			terminal != NULL && strcmp(terminal, "dumb") != 0;
+	/* The widths of characters are wanted whatever the user's locale, and nothing else of a locale. */
+	output.locale = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0);
+	if (output.locale != (locale_t)0)
+		uselocale(output.locale);
+}
+
+void output_forget(void)
+{
+	while (output.kept != NULL) {
+		struct kept *kept = output.kept;
+
+		output.kept = kept->next;
+		free(kept);
+	}
 }
 
 int output_end(int status)
 {
 	bool failed = fflush(stdout) != 0 || ferror(stdout);
 
-	while (output.kept != NULL) {
-		struct kept *kept = output.kept;
-
-		output.kept = kept->next;
-		free(kept);
+	output_forget();
+	if (output.locale != (locale_t)0) {
+		uselocale(LC_GLOBAL_LOCALE);
+		freelocale(output.locale);
 	}
 	if (failed && status == STATUS_DONE) {
 		fprintf(stderr, "cbctl: cannot write the output: %s\n", strerror(errno));
@@ -203,13 +219,48 @@ const char *time_and_distance(int64_t us)
 	return formatted(from_now < 0 ? "%s (%s ago)" : "%s (in %s)", time_text, distance);
 }
 
+/* The columns that the character at `text`, of `length` bytes, takes: none if it combines, two if it is wide. */
+static int columns_of(const char *text, size_t length)
+{
+	const uint32_t point =
+		length > 0 ? code_point((const unsigned char *)text, length) : 0xfffd;
+	const int columns = output.locale != (locale_t)0 ? wcwidth((wchar_t)point) : 1;
+
+	return columns >= 0 ? columns : 1;
+}
+
 int width(const char *text)
 {
-	int count = 0;
+	int columns = 0;
 
-	for (; *text != '\0'; text++)
-		count += ((unsigned char)*text & 0xc0) != 0x80;
-	return count;
+	while (*text != '\0') {
+		const size_t length = character(text);
+
+		columns += columns_of(text, length);
+		text += length > 0 ? length : 1;
+	}
+	return columns;
+}
+
+const char *fitted(const char *text, int columns)
+{
+	int used = 0, kept_columns = 0;
+	size_t at = 0, kept_bytes = 0;
+
+	if (width(text) <= columns)
+		return text;
+	if (columns < 4)
+		return formatted("%.*s", columns > 0 ? columns : 0, "...");
+	/* A character that combines with the last one that fits belongs to it. */
+	while (used <= columns - 3) {
+		const size_t length = character(text + at);
+
+		kept_bytes = at;
+		kept_columns = used;
+		used += columns_of(text + at, length);
+		at += length > 0 ? length : 1;
+	}
+	return formatted("%.*s...%*s", (int)kept_bytes, text, columns - 3 - kept_columns, "");
 }
 
 /* ---- errors ----------------------------------------------------------------------------- */

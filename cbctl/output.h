@@ -20,6 +20,9 @@
 void output_begin(bool json);
 int output_end(int status);
 
+/* Frees all strings that "live until output_end()": for a command that goes on printing for hours. */
+void output_forget(void);
+
 /* Whether --json was given. */
 bool output_is_json(void);
 
@@ -40,8 +43,11 @@ const char *coloured(enum colour colour, const char *text);
 /* "2030-01-31 19:00:00 CET (in 3 h)", "... (3 h ago)". Lives until output_end(). */
 const char *time_and_distance(int64_t microseconds);
 
-/* The length of a cleaned text in characters. */
+/* The columns of a terminal that a cleaned text takes: a wide character has two, one that combines none. */
 int width(const char *text);
+
+/* A cleaned text, cut to so many columns; it then ends in "...". Lives until output_end(). */
+const char *fitted(const char *text, int columns);
 
 /* "cbctl check NAME". Lives until output_end(). */
 const char *command_usage(const struct command *command);

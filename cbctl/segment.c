@@ -99,22 +99,59 @@ static const char *age(int64_t us)
 	return formatted("%s", text);
 }
 
+enum condition condition_of(const struct cbshm_health *health)
+{
+	if (!health->agent_alive)
+		return CONDITION_AGENT_DOWN;
+	if (health->heartbeat_age_us > HEARTBEAT_LATE_US)
+		return CONDITION_AGENT_HANGS;
+	if (!health->database_live || health->database_age_us > DATABASE_LATE_US)
+		return CONDITION_DATABASE_LOST;
+	return CONDITION_GOOD;
+}
+
+const char *condition_word(enum condition condition)
+{
+	static const char *const words[] = {
+		[CONDITION_GOOD] = "good",
+		[CONDITION_AGENT_DOWN] = "agent_down",
+		[CONDITION_AGENT_HANGS] = "agent_hangs",
+		[CONDITION_DATABASE_LOST] = "database_lost",
+	};
+
+	return words[condition];
+}
+
+const char *condition_advice(const struct cbshm_health *health)
+{
+	switch (condition_of(health)) {
+	case CONDITION_AGENT_DOWN:
+		return formatted("cbagent is not running: this is the state of %s ago, and engines "
+				 "go on with it; systemctl start cbagent",
+				 age(health->heartbeat_age_us));
+	case CONDITION_AGENT_HANGS:
+		return formatted("cbagent has been hanging for %s: this is the state of then; "
+				 "systemctl status cbagent, then systemctl restart cbagent",
+				 age(health->heartbeat_age_us));
+	case CONDITION_DATABASE_LOST:
+		return formatted("cbagent has had no news from Postgres for %s: this is the state "
+				 "of then; journalctl -u cbagent says why",
+				 age(health->database_age_us));
+	case CONDITION_GOOD:
+		break;
+	}
+	return NULL;
+}
+
 bool segment_warn(struct cbctl *cbctl, struct cbshm_health *health)
 {
+	const char *advice;
+
 	if (cbctl->client == NULL || cbshm_health(cbctl->client, health) != 0)
 		return false;
-	if (!health->agent_alive)
-		warn("cbagent is not running: this is the state of %s ago, and engines go on with "
-		     "it; systemctl start cbagent",
-		     age(health->heartbeat_age_us));
-	else if (health->heartbeat_age_us > HEARTBEAT_LATE_US)
-		warn("cbagent has been hanging for %s: this is the state of then; systemctl status "
-		     "cbagent, then systemctl restart cbagent",
-		     age(health->heartbeat_age_us));
-	else if (!health->database_live || health->database_age_us > DATABASE_LATE_US)
-		warn("cbagent has had no news from Postgres for %s: this is the state of then; "
-		     "journalctl -u cbagent says why",
-		     age(health->database_age_us));
+	advice = condition_advice(health);
+	if (advice != NULL)
+		warn("%s", advice);
 	return true;
 }
 
@@ -190,6 +227,32 @@ int segment_states(struct cbctl *cbctl, bool disabled_only, struct states *state
 	return error;
 }
 
+int segment_states_of(struct cbctl *cbctl, const char *const *names, size_t count,
+		      struct states *states)
+{
+	int error;
+
+	memset(states, 0, sizeof(*states));
+	states->list = calloc(count, sizeof(*states->list));
+	if (states->list == NULL)
+		return CBSHM_ERR_MEMORY;
+	for (size_t i = 0; i < count; i++) {
+		struct cbshm_state *state = &states->list[i];
+
+		error = segment_state(cbctl, names[i], state);
+		if (error == CBSHM_ERR_NOT_FOUND) {
+			memset(state, 0, sizeof(*state));
+			snprintf(state->name, sizeof(state->name), "%s", names[i]);
+		} else if (error != 0) {
+			states_free(states);
+			return error;
+		}
+	}
+	states->count = states->total = count;
+	qsort(states->list, count, sizeof(*states->list), compare);
+	return 0;
+}
+
 void states_free(struct states *states)
 {
 	free(states->list);
@@ -224,6 +287,16 @@ const char *state_end(const struct cbshm_state *state)
 	time_format(state->disabled_until, time_text, sizeof(time_text));
 	duration_format(state->remaining_us, left, sizeof(left));
 	return formatted("%s (in %s)", time_text, left);
+}
+
+const char *state_left(const struct cbshm_state *state)
+{
+	char text[64];
+
+	if (state->remaining_us == CBSHM_NO_TIME || !state->policy.auto_recover)
+		return "never";
+	duration_format(state->remaining_us, text, sizeof(text));
+	return formatted("%s", text);
 }
 
 void state_print_opening(const struct cbshm_state *state)

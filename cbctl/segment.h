@@ -20,6 +20,21 @@ int client_open(struct cbctl *cbctl);
 /* The same, and insists on a segment. */
 int segment_open(struct cbctl *cbctl);
 
+/* Whether the mirror is kept up to date, else why not. */
+enum condition {
+	CONDITION_GOOD,
+	CONDITION_AGENT_DOWN,
+	CONDITION_AGENT_HANGS,
+	CONDITION_DATABASE_LOST,
+};
+enum condition condition_of(const struct cbshm_health *health);
+
+/* "good", "agent_down", ...: for programs. */
+const char *condition_word(enum condition condition);
+
+/* What is wrong, since when, and what to do about it; NULL if all is well. Lives until output_end(). */
+const char *condition_advice(const struct cbshm_health *health);
+
 /* Warns on stderr if the mirror may be out of date, and says what to do. Fills *health, if there is a segment. */
 bool segment_warn(struct cbctl *cbctl, struct cbshm_health *health);
 
@@ -40,6 +55,10 @@ struct states {
 int segment_states(struct cbctl *cbctl, bool disabled_only, struct states *states);
 void states_free(struct states *states);
 
+/* Those of some names; of one that does not exist the version is 0 and the rest, but for its name, empty. */
+int segment_states_of(struct cbctl *cbctl, const char *const *names, size_t count,
+		      struct states *states);
+
 /* The name in the segment that is nearest to a mistyped one, or "". */
 void segment_nearest(struct cbctl *cbctl, const char *name, struct suggestion *near);
 
@@ -47,6 +66,9 @@ void segment_nearest(struct cbctl *cbctl, const char *name, struct suggestion *n
 
 /* "ends 2030-... (in 3 h)", "until a person enables it", ...: when this opening will end. */
 const char *state_end(const struct cbshm_state *state);
+
+/* How long until this opening ends by itself: "1 h 59 min", or "never". */
+const char *state_left(const struct cbshm_state *state);
 
 /* The lines below the name: why, by whom, since when, until when. */
 void state_print_opening(const struct cbshm_state *state);

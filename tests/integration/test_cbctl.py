@@ -2,7 +2,6 @@
 """cbctl through a real agent and a real PostgreSQL; and migrate."""
 import json
 import os
-import pty
 import re
 import shutil
 import socket
@@ -15,27 +14,9 @@ from support import tap
 from support.agent import Agent, cbctl, program, wait_for
 from support.postgres import Postgres
 from support.scratch import Scratch
+from support.terminal import on_terminal
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-def on_terminal(command, environment):
-    """Runs a command with a terminal as its standard output; returns what it printed."""
-    parent, child = pty.openpty()
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=child, stderr=child)
-    os.close(child)
-    output = b""
-    while True:
-        try:
-            data = os.read(parent, 65536)
-        except OSError:
-            break
-        if not data:
-            break
-        output += data
-    os.close(parent)
-    process.wait()
-    return output.decode()
 
 
 class FakeAgent:
@@ -260,10 +241,9 @@ class Loop(unittest.TestCase):
         command = [program("cbctl/cbctl"), "check", "plain"]
         environment = {**self.agent.environment(), "TERM": "xterm"}
         environment.pop("NO_COLOR", None)
-        self.assertIn("\x1b[", on_terminal(command[:2] + ["colourful"], environment) +
-                      on_terminal([command[0], "status"], environment))
-        self.assertNotIn("\x1b", on_terminal([command[0], "status"], {**environment, "NO_COLOR": "1"}))
-        self.assertNotIn("\x1b", on_terminal([command[0], "status"], {**environment, "TERM": "dumb"}))
+        self.assertIn("\x1b[", on_terminal([command[0], "status"], environment)[1])
+        for plain in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+            self.assertNotIn("\x1b", on_terminal([command[0], "status"], {**environment, **plain})[1])
         self.assertNotIn("\x1b", self.cbctl("status").out)
 
     def test_a_full_disk_is_no_success(self):
@@ -410,14 +390,16 @@ class Nothing(unittest.TestCase):
     def test_help_and_version(self):
         general = self.cbctl("--help", check=0).out
         self.assertEqual(self.cbctl("help", check=0).out, general)
+        self.assertLessEqual(len(general.splitlines()), 24)
+        self.assertLessEqual(max(map(len, general.splitlines())), 80)
         for command in ("check", "status", "list", "disable", "enable", "reset", "drift", "schema-error", "incidents",
-                        "policy", "migrate"):
+                        "policy", "migrate", "watch"):
             with self.subTest(command=command):
                 self.assertIn(f"  {command} ", general)
                 text = self.cbctl(command, "--help", check=0).out
                 self.assertIn(f"usage: cbctl {command}", text)
                 self.assertLessEqual(len(text.splitlines()), 24)
-                self.assertLessEqual(max(map(len, text.splitlines())), 90)
+                self.assertLessEqual(max(map(len, text.splitlines())), 80)
                 self.assertEqual(self.cbctl("help", command, check=0).out, text)
         self.assertTrue(self.cbctl("list", "--help", check=0).out.startswith("usage: cbctl list\n"))
         self.assertRegex(self.cbctl("--version", check=0).out, r"^cbctl \d+\.\d+\.\d+\n$")
@@ -447,7 +429,7 @@ class Nothing(unittest.TestCase):
             ["--reason", "--by", "--until", "--for", "--socket", "--segment", "--json", "--help"]))
         self.assertEqual(complete("policy", "b", "drift"), ["drift_threshold="])
         self.assertIn("--all", complete("incidents", "--a"))
-        commands = set(re.findall(r"^  ([a-z][a-z-]+) {2,}", self.cbctl("--help").out, re.MULTILINE))
+        commands = set(re.findall(r"^[A-Z ][a-z ]{5}  ([a-z][a-z-]+)  ", self.cbctl("--help").out, re.MULTILINE))
         self.assertEqual(set(complete("")), commands)
 
 
