@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "cbshm/latch.h"
+#include "libcbshm/boot.h"
 
 #define SUFFIX_LOCK "lock"
 #define SUFFIX_NEW  "new"
@@ -218,34 +219,11 @@ static int allocate(int fd, uint64_t offset, uint64_t length)
 	return -error;
 }
 
-static bool read_boot_id(uint8_t id[16])
-{
-	char text[64] = "";
-	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-	size_t digits = 0;
-
-	memset(id, 0, 16);
-	if (fd < 0)
-		return false;
-	ssize_t count = read(fd, text, sizeof(text) - 1);
-	close(fd);
-	for (ssize_t i = 0; i < count && digits < 32; i++) {
-		const char *hex = "0123456789abcdef";
-		const char *digit = strchr(hex, text[i]);
-
-		if (text[i] == '-' || !digit || !*digit)
-			continue;
-		id[digits / 2] = (uint8_t)(id[digits / 2] << 4 | (digit - hex));
-		digits++;
-	}
-	return digits == 32;
-}
-
 bool segment_file_same_boot(const struct segment_file *file)
 {
 	uint8_t id[16];
 
-	read_boot_id(id);
+	boot_id_read(id);
 	return memcmp(id, segment_header(&file->view)->boot_id, sizeof(id)) == 0;
 }
 
@@ -279,7 +257,7 @@ static int fill_header(struct segment_file *file, uint32_t slots)
 	header->hash_key[1] = layout->hash_key[1];
 	header->allocated = slots;
 	header->index_word = CBSHM_WORD_INDEX;
-	read_boot_id(header->boot_id);
+	boot_id_read(header->boot_id);
 	word_store(&header->magic, CBSHM_SEGMENT_MAGIC);
 	return 0;
 }

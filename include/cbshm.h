@@ -156,11 +156,40 @@ CBSHM_PUBLIC void cbshm_breaker_close(struct cbshm_breaker *breaker);
 /* The name the handle was opened with; valid as long as the handle. Signal-safe. */
 CBSHM_PUBLIC const char *cbshm_breaker_name(const struct cbshm_breaker *breaker);
 
+/* What a check answers when the mirror has not been confirmed by the database for longer than the caller accepts. */
+enum cbshm_stale_policy {
+	CBSHM_FAIL_STATIC =
+		0,            /* the last known state, however old: what every handle begins with */
+	CBSHM_FAIL_OPEN = 1,  /* enabled: traffic passes */
+	CBSHM_FAIL_CLOSED = 2 /* disabled: traffic stays away */
+};
+
+/* An agent with its database confirms its mirror about every 2 s. */
+#define CBSHM_MAX_STALE_MIN_US INT64_C(3000000)
+#define CBSHM_MAX_STALE_MAX_US INT64_C(315360000000000) /* ten years */
+
+/*
+ * Sets the stale policy of a handle. `max_stale_us`: from how many microseconds without news on it holds, CBSHM_MAX_STALE_MIN_US to
+ * CBSHM_MAX_STALE_MAX_US; ignored for fail static. A dead or hanging agent and a lost database all end the news
+ * (cbshm_health() tells which), and so does a mirror that lags behind. If there never were any (no segment, or none that the
+ * database has confirmed since it was made) or their age cannot be told (CLOCK_MONOTONIC of another time namespace or boot), the time counts
+ * from cbshm_open(). Answers of the policy have the basis CBSHM_BASIS_STALE, and the epoch last known.
+ *
+ * Fail static costs nothing. With another policy each check of this handle takes the slow path and asks the clock, some tens of
+ * nanoseconds; it stays lock-free and async-signal-safe. cbshm_get_state() goes on to tell the last known record.
+ *
+ * Other threads may be checking meanwhile. Errors: CBSHM_ERR_INVALID.
+ */
+CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_breaker_set_stale_policy(struct cbshm_breaker *breaker,
+								 enum cbshm_stale_policy policy,
+								 int64_t max_stale_us);
+
 /* What an answer rests on. */
 enum cbshm_basis {
-	CBSHM_BASIS_SEGMENT = 0,   /* the breaker's own decision word */
-	CBSHM_BASIS_UNKNOWN = 1,   /* the segment has no such breaker: enabled */
-	CBSHM_BASIS_NO_SEGMENT = 2 /* there is no segment to read: enabled */
+	CBSHM_BASIS_SEGMENT = 0,    /* the breaker's own decision word */
+	CBSHM_BASIS_UNKNOWN = 1,    /* the segment has no such breaker: enabled */
+	CBSHM_BASIS_NO_SEGMENT = 2, /* there is no segment to read: enabled */
+	CBSHM_BASIS_STALE = 3 /* the handle's stale policy: there has been no news for too long */
 };
 
 /* One answer. `epoch` is the low 32 bits of the breaker's version, to be stamped on what follows from it. */

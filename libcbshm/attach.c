@@ -28,6 +28,8 @@
 
 #include "cbshm.h"
 #include "cbshm/latch.h"
+#include "libcbshm/boot.h"
+#include "libcbshm/health.h"
 #include "libcbshm/lookup.h"
 
 #define DEFAULT_SEGMENT "/cbshm"
@@ -115,6 +117,13 @@ static int read_layout(int fd, struct segment_layout *layout)
 	return 0;
 }
 
+static bool made_in_this_boot(const struct segment_view *view)
+{
+	uint8_t id[16];
+
+	return !boot_id_read(id) || memcmp(id, segment_header(view)->boot_id, sizeof(id)) == 0;
+}
+
 /* The address range of the full capacity: what the agent allocates later is then already mapped. */
 static int map_segment(int fd, const struct segment_layout *layout, const struct stat *status,
 		       struct mapping *older, struct mapping **result)
@@ -130,6 +139,7 @@ static int map_segment(int fd, const struct segment_layout *layout, const struct
 		return CBSHM_ERR_SYSTEM;
 	}
 	mapping->view.layout = *layout;
+	mapping->same_boot = made_in_this_boot(&mapping->view);
 	mapping->device = status->st_dev;
 	mapping->inode = status->st_ino;
 	mapping->older = older;
@@ -356,6 +366,7 @@ int cbshm_open(const struct cbshm_options *options, struct cbshm **client)
 		cbshm_close(opened);
 		return error;
 	}
+	opened->reader->opened = health_now();
 	segment_attach(opened, true);
 	*client = opened;
 	return 0;

@@ -13,6 +13,7 @@
 
 #include "cbshm/latch.h"
 #include "libcbshm/expiry.h"
+#include "libcbshm/health.h"
 #include "libcbshm/lookup.h"
 
 _Static_assert(offsetof(struct handle, breaker) == 0, "handle_of()");
@@ -45,7 +46,8 @@ static enum expiry read_deadline(const struct binding *binding, uint64_t *word, 
 	return whole ? EXPIRY_KNOWN : EXPIRY_UNREADABLE;
 }
 
-static struct cbshm_decision decide(struct handle *handle)
+/* What the segment says, whatever its age. *mapping: which one. */
+static struct cbshm_decision decide(struct handle *handle, struct mapping **mapping)
 {
 	for (int i = 0; i < DECIDE_TRIES; i++) {
 		enum expiry expiry = EXPIRY_UNREADABLE;
@@ -53,6 +55,7 @@ static struct cbshm_decision decide(struct handle *handle)
 		struct resolved resolved;
 
 		handle_resolve(handle, &resolved);
+		*mapping = resolved.binding.mapping;
 		if (resolved.basis != CBSHM_BASIS_SEGMENT)
 			return (struct cbshm_decision){0, 0, (uint8_t)resolved.basis, 0};
 		uint64_t word = resolved.word;
@@ -69,12 +72,40 @@ static struct cbshm_decision decide(struct handle *handle)
 	return (struct cbshm_decision){0, 0, CBSHM_BASIS_UNKNOWN, 0};
 }
 
+static bool is_stale(const struct handle *handle, uint64_t stale, const struct mapping *mapping)
+{
+	return health_without_news(handle->client, mapping) > (int64_t)(stale >> STALE_TIME_SHIFT);
+}
+
+/* A segment without news may be one that was removed while its agent was dead: the news are then in another one. */
+static struct cbshm_decision decide_by_policy(struct handle *handle, uint64_t stale)
+{
+	struct mapping *mapping = NULL;
+	struct cbshm_decision decision = decide(handle, &mapping);
+
+	if (!is_stale(handle, stale, mapping))
+		return decision;
+	if (mapping && segment_seek(handle->client, mapping)) {
+		handle_follow(handle);
+		decision = decide(handle, &mapping);
+		if (!is_stale(handle, stale, mapping))
+			return decision;
+	}
+	decision.disabled = (stale & STALE_POLICY_MASK) == CBSHM_FAIL_CLOSED;
+	decision.basis = CBSHM_BASIS_STALE;
+	return decision;
+}
+
 /* Everything that the two short ways below leave; of its own, so that they need no stack frame. */
 static __attribute__((noinline, cold)) struct cbshm_decision decide_fully(
 	const struct cbshm_breaker *breaker)
 {
 	int saved = errno;
-	struct cbshm_decision decision = decide(handle_of(breaker));
+	struct handle *handle = handle_of(breaker);
+	uint64_t stale = atomic_load_explicit(&handle->stale, memory_order_relaxed);
+	struct mapping *ignored;
+	struct cbshm_decision decision =
+		stale != 0 ? decide_by_policy(handle, stale) : decide(handle, &ignored);
 
 	errno = saved;
 	return decision;

@@ -14,7 +14,6 @@
 
 #include "cbshm.h"
 #include "cbshm/latch.h"
-#include "libcbshm/attach.h"
 #include "libcbshm/lookup.h"
 
 /* The kernel changes this word when the agent's thread ends; 0 = given back in order. */
@@ -28,36 +27,59 @@ static bool owner_alive(const struct segment_view *view)
 	return (owner & CBSHM_OWNER_TID_MASK) != 0 && !(owner & CBSHM_OWNER_DIED);
 }
 
-/*
- * Agent and readers of one time namespace stop and go on together, in suspend too. A stamp from the future, and one of
- * before this kernel's start as this process sees it, is of another namespace: nothing can be said.
- */
-int64_t health_age_us(uint64_t stamp)
+int64_t health_now(void)
 {
 	struct timespec now;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	int64_t age = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec - (int64_t)stamp;
-	return stamp == 0 || age < 0 ? CBSHM_NO_TIME : age / 1000;
+	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-unsigned int health_trouble(const struct segment_view *view)
+/*
+ * Nanoseconds since a stamp, or -1. Agent and readers of one kernel stop and go on together, in suspend too; but a stamp of another
+ * boot says nothing, and one from the future is of another time namespace.
+ */
+static int64_t age(const struct mapping *mapping, const uint64_t *stamp)
 {
-	const struct cbshm_segment_header *header = segment_header(view);
+	uint64_t then = word_load(stamp);
+	int64_t since = health_now() - (int64_t)then;
+
+	return then == 0 || since < 0 || !mapping->same_boot ? -1 : since;
+}
+
+static int64_t age_us(const struct mapping *mapping, const uint64_t *stamp)
+{
+	int64_t since = age(mapping, stamp);
+
+	return since < 0 ? CBSHM_NO_TIME : since / 1000;
+}
+
+unsigned int health_trouble(const struct mapping *mapping)
+{
+	const struct cbshm_segment_header *header = segment_header(&mapping->view);
 	bool live = word_load(&header->state) == CBSHM_SEGMENT_LIVE;
 
-	if (!owner_alive(view))
+	if (!mapping->same_boot || !owner_alive(&mapping->view))
 		return HEALTH_AGENT_DEAD | HEALTH_DATABASE_AWAY;
-	if (health_age_us(word_load(&header->heartbeat)) > CBSHM_HUNG_AFTER_US)
+	if (age_us(mapping, &header->heartbeat) > CBSHM_HUNG_AFTER_US)
 		return HEALTH_AGENT_HUNG | HEALTH_DATABASE_AWAY;
 	return live ? 0 : HEALTH_DATABASE_AWAY;
+}
+
+int64_t health_without_news(const struct cbshm *client, const struct mapping *mapping)
+{
+	int64_t since =
+		mapping ? age(mapping, &segment_header(&mapping->view)->database_confirmed) : -1;
+
+	return since < 0 ? health_now() - client->reader->opened : since;
 }
 
 void health_seek_agent(struct cbshm *client)
 {
 	struct mapping *mapping = segment_current(client);
 
-	if (mapping && !owner_alive(&mapping->view) && segment_seek(client, mapping))
+	if (mapping && (health_trouble(mapping) & HEALTH_AGENT_DEAD) &&
+	    segment_seek(client, mapping))
 		handles_follow(client);
 }
 
@@ -72,13 +94,13 @@ int cbshm_health(struct cbshm *client, struct cbshm_health *health)
 	if (!mapping)
 		return error;
 	const struct cbshm_segment_header *header = segment_header(&mapping->view);
-	unsigned int trouble = health_trouble(&mapping->view);
+	unsigned int trouble = health_trouble(mapping);
 	*health = (struct cbshm_health){
 		.agent_alive = !(trouble & HEALTH_AGENT_DEAD),
 		.agent_hung = trouble & HEALTH_AGENT_HUNG,
 		.database_live = !(trouble & HEALTH_DATABASE_AWAY),
-		.heartbeat_age_us = health_age_us(word_load(&header->heartbeat)),
-		.database_age_us = health_age_us(word_load(&header->database_confirmed)),
+		.heartbeat_age_us = age_us(mapping, &header->heartbeat),
+		.database_age_us = age_us(mapping, &header->database_confirmed),
 		.boot_epoch = word_load(&header->boot_epoch),
 		.breakers = (uint32_t)word_load(&header->breakers),
 		.capacity = mapping->view.layout.capacity,

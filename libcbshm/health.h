@@ -12,19 +12,24 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "libcbshm/cbshm_private.h"
-#include "libcbshm/validate.h"
+#include "libcbshm/attach.h"
 
 #define HEALTH_AGENT_DEAD 0x1u
 #define HEALTH_AGENT_HUNG \
 	0x2u /* it lives, but its event loop has stood still for CBSHM_HUNG_AFTER_US */
 #define HEALTH_DATABASE_AWAY 0x4u /* it says so, or cannot say */
 
-/* The HEALTH_* that are true at this moment; 0: the segment mirrors the database. */
-unsigned int health_trouble(const struct segment_view *view);
+/* Nanoseconds of CLOCK_MONOTONIC. */
+int64_t health_now(void);
 
-/* Microseconds since a stamp of CLOCK_MONOTONIC; CBSHM_NO_TIME: never, or nobody can say. */
-int64_t health_age_us(uint64_t stamp);
+/* The HEALTH_* that are true at this moment; 0: the segment mirrors the database. */
+unsigned int health_trouble(const struct mapping *mapping);
+
+/*
+ * Nanoseconds without news: since the database last confirmed the mirror. If it never has, or nobody can say when (no
+ * segment, another boot, another time namespace), since cbshm_open().
+ */
+int64_t health_without_news(const struct cbshm *client, const struct mapping *mapping);
 
 /*
  * An agent that died and whose segment was removed since has a successor that cannot tell the readers of the old

@@ -52,6 +52,17 @@ static struct binding binding_search(struct mapping *mapping, const struct name_
 				BINDING_UNKNOWN};
 }
 
+/* The caller holds the try-flag. */
+static void handle_set(struct handle *handle, const struct binding *binding)
+{
+	bool policy = atomic_load_explicit(&handle->stale, memory_order_relaxed) != 0;
+
+	atomic_store_explicit(&handle->live, binding->live, memory_order_relaxed);
+	__atomic_store_n(&handle->breaker.live, policy ? CBSHM_LIVE_NEVER : binding->live,
+			 __ATOMIC_RELAXED);
+	__atomic_store_n(&handle->breaker.word, binding->word, __ATOMIC_RELEASE);
+}
+
 /* If somebody else is just changing the handle, the answer is given without remembering it, and false returned. */
 static bool handle_rebind(struct handle *handle, struct binding *binding)
 {
@@ -60,8 +71,7 @@ static bool handle_rebind(struct handle *handle, struct binding *binding)
 	*binding = mapping ? binding_search(mapping, &handle->key) : binding_none();
 	if (!try_enter(&handle->binding))
 		return false;
-	__atomic_store_n(&handle->breaker.live, binding->live, __ATOMIC_RELAXED);
-	__atomic_store_n(&handle->breaker.word, binding->word, __ATOMIC_RELEASE);
+	handle_set(handle, binding);
 	try_leave(&handle->binding);
 	return true;
 }
@@ -73,6 +83,8 @@ static struct binding handle_binding(const struct handle *handle)
 
 	binding.word = __atomic_load_n(&handle->breaker.word, __ATOMIC_ACQUIRE);
 	binding.live = __atomic_load_n(&handle->breaker.live, __ATOMIC_RELAXED);
+	if (binding.live == CBSHM_LIVE_NEVER)
+		binding.live = atomic_load_explicit(&handle->live, memory_order_relaxed);
 	binding.mapping = segment_mapping_of(handle->client, binding.word);
 	if (binding.mapping) {
 		const struct segment_view *view = &binding.mapping->view;
@@ -170,6 +182,13 @@ static void handles_remove(struct segment_reader *reader, struct handle *handle)
 	handles_leave();
 }
 
+void handle_follow(struct handle *handle)
+{
+	struct binding ignored;
+
+	handle_rebind(handle, &ignored);
+}
+
 /* A handle that another thread is just binding, to the mapping before perhaps, is tried again until that is done. */
 void handles_follow(struct cbshm *client)
 {
@@ -200,7 +219,7 @@ int cbshm_breaker_open(struct cbshm *client, const char *name, struct cbshm_brea
 	memcpy(handle->name, name, key.length);
 	handles_add(client->reader, handle);
 	segment_newest(client, &ignored);
-	handle_rebind(handle, &(struct binding){0});
+	handle_follow(handle);
 	*breaker = &handle->breaker;
 	return 0;
 }
@@ -212,6 +231,25 @@ void cbshm_breaker_close(struct cbshm_breaker *breaker)
 	struct handle *handle = handle_of(breaker);
 	handles_remove(handle->client->reader, handle);
 	free(handle);
+}
+
+int cbshm_breaker_set_stale_policy(struct cbshm_breaker *breaker, enum cbshm_stale_policy policy,
+				   int64_t max_stale_us)
+{
+	bool is_static = policy == CBSHM_FAIL_STATIC;
+
+	if (!breaker || (unsigned int)policy > CBSHM_FAIL_CLOSED ||
+	    (!is_static &&
+	     (max_stale_us < CBSHM_MAX_STALE_MIN_US || max_stale_us > CBSHM_MAX_STALE_MAX_US)))
+		return CBSHM_ERR_INVALID;
+	struct handle *handle = handle_of(breaker);
+	uint64_t stale = is_static ? 0 : (uint64_t)max_stale_us * 1000 << STALE_TIME_SHIFT | policy;
+	while (!try_enter(&handle->binding))
+		sched_yield(); /* for the few loads of a search, of another thread */
+	atomic_store_explicit(&handle->stale, stale, memory_order_relaxed);
+	handle_set(handle, &(struct binding){.word = handle->breaker.word, .live = handle->live});
+	try_leave(&handle->binding);
+	return 0;
 }
 
 const char *cbshm_breaker_name(const struct cbshm_breaker *breaker)

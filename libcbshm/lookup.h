@@ -17,13 +17,20 @@
 #include "libcbshm/attach.h"
 #include "libcbshm/name.h"
 
-/* A handle. What the inline check uses comes first; the rest but `binding` never changes. */
+/* A handle. What the inline check uses comes first; the rest but `stale`, `live` and `binding` never changes. */
 struct handle {
 	struct cbshm_breaker breaker;
 	struct cbshm *client;
 	struct name_key key;
 	char name[CBSHM_NAME_MAX + 1];
-	_Atomic pid_t binding; /* try-flag of whoever changes breaker.word and breaker.live */
+	/*
+	 * What to answer without news: enum cbshm_stale_policy, and from bit 2 on the nanoseconds until then. But for fail static,
+	 * breaker.live is CBSHM_LIVE_NEVER, so that every check takes the slow path, and `live` is what it would be.
+	 */
+	_Atomic uint64_t stale;
+	_Atomic uint32_t live;
+	_Atomic pid_t
+		binding; /* try-flag of whoever changes breaker.word, the two lives and `stale` */
 	struct handle *next, *previous;
 };
 
@@ -37,6 +44,9 @@ struct binding {
 
 #define BINDING_UNKNOWN UINT32_MAX
 
+#define STALE_POLICY_MASK 3u
+#define STALE_TIME_SHIFT  2
+
 /* The value of a word where the slot is known; its breaker's generation has been checked. */
 struct resolved {
 	enum cbshm_basis basis; /* the rest counts only with CBSHM_BASIS_SEGMENT */
@@ -46,6 +56,9 @@ struct resolved {
 
 /* Follows the handle to where its breaker is now, and remembers that in the handle if it has changed. */
 void handle_resolve(struct handle *handle, struct resolved *resolved);
+
+/* Takes the handle to where its breaker is in the newest mapping, if nobody else is just binding it. */
+void handle_follow(struct handle *handle);
 
 /*
  * Takes every handle of the client to the newest mapping, for when the one before says nothing about that. Waits for

@@ -34,17 +34,9 @@
 #define TOKEN_UNKNOWN       CBSHM_WORD_HAS_TTL      /* which never stands without DISABLED */
 #define TOKEN_NO_SEGMENT    CBSHM_WORD_AUTO_RECOVER /* likewise */
 
-static int64_t monotonic_now(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
 static uint64_t trouble_bits(const struct mapping *mapping)
 {
-	unsigned int trouble = mapping ? health_trouble(&mapping->view) : 0;
+	unsigned int trouble = mapping ? health_trouble(mapping) : 0;
 
 	return (trouble & (HEALTH_AGENT_DEAD | HEALTH_AGENT_HUNG) ? TOKEN_AGENT_TROUBLE : 0) |
 	       (trouble & HEALTH_DATABASE_AWAY ? TOKEN_DATABASE_AWAY : 0);
@@ -134,7 +126,7 @@ static int wait_for_change(struct cbshm *client, struct cbshm_breaker *const *br
 		uint32_t sequence = mapping ? word32_load(futex_of(mapping)) : 0;
 		if (look(mapping, breakers, count, seen))
 			return 0;
-		int64_t left = end == INT64_MAX ? SLEEP_MAX_NS : end - monotonic_now();
+		int64_t left = end == INT64_MAX ? SLEEP_MAX_NS : end - health_now();
 		if (left <= 0)
 			return CBSHM_ERR_TIMEOUT;
 		int error = sleep_until_change(mapping, sequence, left);
@@ -152,6 +144,6 @@ int cbshm_wait(struct cbshm *client, struct cbshm_breaker *const *breakers, size
 		if (!breakers[i] || handle_of(breakers[i])->client != client)
 			return CBSHM_ERR_INVALID;
 	}
-	int64_t end = timeout_ms < 0 ? INT64_MAX : monotonic_now() + timeout_ms * INT64_C(1000000);
+	int64_t end = timeout_ms < 0 ? INT64_MAX : health_now() + timeout_ms * INT64_C(1000000);
 	return wait_for_change(client, breakers, count, seen, end);
 }

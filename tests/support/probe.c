@@ -17,7 +17,9 @@
  *	fetch NAME                     -> as state, from the database
  *	timeout MILLISECONDS           -> ok                    (for the writes that follow)
  *	status                         -> 0 or a negative code
- *	health                         -> agent=0|1 database=0|1 heartbeat=US epoch=N breakers=N
+ *	policy NAME static|open|closed US -> ok              (the handle's stale policy)
+ *	wait NAME|* MILLISECONDS       -> changed | error ... (since the last wait for it; at once at first)
+ *	health                         -> agent=0|1 hung=0|1 database=0|1 heartbeat=US epoch=N breakers=N
  */
 #include "config.h"
 
@@ -34,6 +36,7 @@
 
 static struct cbshm *client;
 static struct cbshm_breaker *handles[MAX_HANDLES];
+static uint64_t seen[MAX_HANDLES], seen_all;
 static size_t handle_count;
 static struct cbshm_call call;
 
@@ -224,6 +227,49 @@ static void do_status(char *line)
 	printf("%d\n", cbshm_segment_status(client));
 }
 
+static void do_policy(char *line)
+{
+	static const char *const names[] = {"static", "open", "closed"};
+	struct cbshm_breaker *breaker = handle(word(&line));
+	const char *name = word(&line);
+	int error = CBSHM_ERR_INVALID;
+
+	if (!breaker)
+		return;
+	for (int i = 0; i < 3; i++)
+		if (strcmp(names[i], name) == 0)
+			error = cbshm_breaker_set_stale_policy(breaker, i, atoll(word(&line)));
+	call.message[0] = '\0';
+	if (error)
+		print_error(error);
+	else
+		printf("ok\n");
+}
+
+static void do_wait(char *line)
+{
+	const char *name = word(&line);
+	int error;
+
+	if (strcmp(name, "*") == 0) {
+		error = cbshm_wait(client, NULL, 0, &seen_all, atoi(line));
+	} else {
+		struct cbshm_breaker *breaker = handle(name);
+		size_t i = 0;
+
+		if (!breaker)
+			return;
+		while (handles[i] != breaker)
+			i++;
+		error = cbshm_wait(client, &breaker, 1, &seen[i], atoi(line));
+	}
+	call.message[0] = '\0';
+	if (error)
+		print_error(error);
+	else
+		printf("changed\n");
+}
+
 static void do_health(char *line)
 {
 	struct cbshm_health health;
@@ -234,10 +280,10 @@ static void do_health(char *line)
 	if (error)
 		print_error(error);
 	else
-		printf("agent=%d database=%d heartbeat=%" PRId64 " epoch=%" PRIu64
+		printf("agent=%d hung=%d database=%d heartbeat=%" PRId64 " epoch=%" PRIu64
 		       " breakers=%" PRIu32 "\n",
-		       health.agent_alive, health.database_live, health.heartbeat_age_us,
-		       health.boot_epoch, health.breakers);
+		       health.agent_alive, health.agent_hung, health.database_live,
+		       health.heartbeat_age_us, health.boot_epoch, health.breakers);
 }
 
 static const struct {
@@ -248,6 +294,7 @@ static const struct {
 	{"watch", do_watch},     {"drift", do_drift},   {"schema-error", do_schema_error},
 	{"disable", do_disable}, {"enable", do_enable}, {"fetch", do_fetch},
 	{"timeout", do_timeout}, {"status", do_status}, {"health", do_health},
+	{"policy", do_policy},   {"wait", do_wait},
 };
 
 static void run(char *line)
