@@ -366,6 +366,12 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_wait(struct cbshm *client,
 /* ---- writes ----------------------------------------------------------------------------- */
 
 /*
+ * Any thread may write at any time: all share one connection, on which calls do not wait for each other's answers, and each
+ * keeps its own deadline (on CLOCK_MONOTONIC; signals do not shorten or lengthen it). No SIGPIPE is raised. The child of a fork() may go on
+ * at once, also if another thread of the parent was in the middle of a write: it connects by itself.
+ */
+
+/*
  * How a write is to be done, and what happened in words. NULL stands for the defaults. The call
  * belongs to one thread at a time.
  */

@@ -31,6 +31,7 @@
 #include "libcbshm/boot.h"
 #include "libcbshm/health.h"
 #include "libcbshm/lookup.h"
+#include "libcbshm/process.h"
 
 #define DEFAULT_SEGMENT "/cbshm"
 #define DEFAULT_SOCKET  "/run/cbshm/io.cbshm"
@@ -352,7 +353,6 @@ int cbshm_open(const struct cbshm_options *options, struct cbshm **client)
 	struct cbshm *opened = calloc(1, sizeof(*opened));
 	if (!opened)
 		return CBSHM_ERR_MEMORY;
-	atomic_init(&opened->idle_fd, -1);
 
 	int error = set_names(opened,
 			      setting(options, offsetof(struct cbshm_options, segment),
@@ -362,6 +362,8 @@ int cbshm_open(const struct cbshm_options *options, struct cbshm **client)
 	if (!error)
 		error = set_trusted(opened, setting(options, offsetof(struct cbshm_options, owner),
 						    "CBSHM_OWNER", DEFAULT_OWNER));
+	if (!error)
+		error = process_open(opened);
 	if (error) {
 		cbshm_close(opened);
 		return error;
@@ -395,9 +397,7 @@ void cbshm_close(struct cbshm *client)
 		return;
 	if (client->reader)
 		reader_free(client->reader);
-	int idle = atomic_exchange(&client->idle_fd, -1);
-	if (idle >= 0)
-		close(idle);
+	process_close(client);
 	free(client->segment);
 	free(client->socket);
 	free(client);

@@ -1,5 +1,5 @@
 /*
- * cbshm_private.h - what a client is inside: shared by the reader (attach.c) and the writer (client.c)
+ * cbshm_private.h - what a client is inside: shared by the reader (attach.c) and the writer (process.c)
  *
  * SPDX-License-Identifier: ISC
  */
@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+struct process;
 struct segment_reader;
 
 struct cbshm {
@@ -20,12 +21,7 @@ struct cbshm {
 	int trusted_count; /* 2 if the owner's name is unknown on this host */
 	struct segment_reader *reader; /* attach.c's; never NULL */
 
-	/*
-	 * client.c's: a connection that nobody uses at the moment, or -1. Whoever takes it exchanges it for
-	 * -1; a process that finds itself not to be `idle_pid` (fork) leaves it alone. cbshm_close() closes it.
-	 */
-	_Atomic int idle_fd;
-	_Atomic pid_t idle_pid;
+	struct process *_Atomic process; /* process.c's: the connections. Never NULL */
 };
 
 #endif /* LIBCBSHM_CBSHM_PRIVATE_H */

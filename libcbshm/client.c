@@ -1,9 +1,9 @@
 /*
- * client.c - one call of the agent: which connection, what a lost one means, when to repeat
+ * client.c - one call of the agent: what a lost connection means, and when to repeat
  *
  * SPDX-License-Identifier: ISC
  *
- * Not the transport (varlink.c), not the methods (write.c). The rule it exists for: "nothing was applied" is said only when that is
+ * Not the connections (pipeline.c), not the methods (write.c). The rule it exists for: "nothing was applied" is said only when that is
  * certain. A message of which the agent cannot have the end was not applied; one that it may have and did not answer is
  * repeated if it carries a request id, and else its outcome is unknown.
  */
@@ -14,15 +14,17 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "libcbshm/answer.h"
 #include "libcbshm/arguments.h"
 #include "libcbshm/cbshm_private.h"
 #include "libcbshm/error.h"
+#include "libcbshm/pipeline.h"
+#include "libcbshm/process.h"
 #include "libcbshm/varlink.h"
 
-#define RECONNECT_PAUSE_MS 50
+#define RECONNECT_FIRST_MS 20 /* doubled from attempt to attempt */
+#define RECONNECT_MAX_MS   640
 #define MARGIN_MAX_MS      100
 
 /* One call on its way. */
@@ -40,47 +42,6 @@ struct exchange {
 	bool reused;    /* by the attempt just made: the connection was not new */
 	bool uncertain; /* an earlier attempt may have been applied */
 };
-
-/* ---- connections ------------------------------------------------------------------------ */
-
-/*
- * Takes the idle connection, if it is this process's own and still of use, or returns -1. What the child of a
- * fork() inherited is closed, which leaves the parent's copy as it is.
- */
-static int take_idle(struct cbshm *client)
-{
-	const int fd = atomic_exchange(&client->idle_fd, -1);
-
-	if (fd < 0)
-		return -1;
-	if (atomic_load(&client->idle_pid) == getpid() && varlink_is_usable(fd))
-		return fd;
-	close(fd);
-	return -1;
-}
-
-/* One is kept; what other threads used at the same time is closed. */
-static void give_back(struct cbshm *client, int fd)
-{
-	int none = -1;
-
-	/* take_idle() came before, in this process: what a fork() inherited is not there any more. */
-	atomic_store(&client->idle_pid, getpid());
-	if (!atomic_compare_exchange_strong(&client->idle_fd, &none, fd))
-		close(fd);
-}
-
-static int get_connection(struct exchange *exchange, int *fd)
-{
-	struct cbshm *client = exchange->client;
-
-	*fd = take_idle(client);
-	exchange->reused = *fd >= 0;
-	if (exchange->reused)
-		return 0;
-	return varlink_connect(client->socket, client->trusted, client->trusted_count,
-			       exchange->deadline, exchange->call, fd);
-}
 
 /* ---- one attempt ------------------------------------------------------------------------ */
 
@@ -114,33 +75,30 @@ static int print_message(struct exchange *exchange, char **text, size_t *size)
 
 static int attempt(struct exchange *exchange)
 {
-	char *text = NULL, *reply = NULL;
+	struct process *process = process_of(exchange->client);
+	struct pipeline_result result;
+	char *text = NULL;
 	size_t size = 0;
-	int fd, error;
+	int error;
 
 	exchange->sent = exchange->answered = exchange->reused = false;
-	error = get_connection(exchange, &fd);
+	if (process == NULL)
+		return call_fail_memory(exchange->call);
+	error = print_message(exchange, &text, &size);
 	if (error != 0)
 		return error;
-	error = print_message(exchange, &text, &size);
-	if (error == 0) {
-		error = varlink_exchange(fd, text, size, exchange->deadline, exchange->call,
-					 &exchange->sent, &reply);
-		cJSON_free(text);
-	}
-	if (reply != NULL) {
-		exchange->answered = true;
-		error = answer_parse(reply, exchange->call, &exchange->root, &exchange->answer);
-		free(reply);
-	}
-	/*
-	 * After a protocol error the agent closes, and what else is on its way cannot be told; it may also be closing
-	 * after a refusal, and a report sent into that would be lost.
-	 */
-	if (exchange->answered && error != CBSHM_ERR_PROTOCOL && error != CBSHM_ERR_REFUSED)
-		give_back(exchange->client, fd);
-	else
-		close(fd);
+	error = pipelines_exchange(process->pipelines, exchange->kind == CLIENT_WAIT, text, size,
+				   exchange->deadline, exchange->call, &result);
+	exchange->sent = result.sent;
+	exchange->reused = result.reused;
+	if (error != 0)
+		return error;
+	exchange->answered = true;
+	error = answer_parse(result.reply, exchange->call, &exchange->root, &exchange->answer);
+	free(result.reply);
+	/* After these the agent may be closing: what is sent into that is lost. */
+	if (error == CBSHM_ERR_PROTOCOL || error == CBSHM_ERR_REFUSED)
+		pipelines_distrust(process->pipelines, &result);
 	if (error != 0) {
 		cJSON_Delete(exchange->root);
 		exchange->root = NULL;
@@ -153,7 +111,7 @@ static int attempt(struct exchange *exchange)
 /* May this attempt have been applied, for all we know? */
 static bool left_uncertain(const struct exchange *exchange, int error)
 {
-	if (exchange->kind == CLIENT_READ || !exchange->sent)
+	if (exchange->kind == CLIENT_READ || exchange->kind == CLIENT_WAIT || !exchange->sent)
 		return false;
 	if (exchange->answered)
 		return error == CBSHM_ERR_UNKNOWN || error == CBSHM_ERR_PROTOCOL;
@@ -195,6 +153,7 @@ static int outcome_unknown(const struct exchange *exchange)
 
 static int exchange_run(struct exchange *exchange)
 {
+	int pause_ms = RECONNECT_FIRST_MS;
 	int error;
 
 	for (int attempts = 1;; attempts++) {
@@ -205,8 +164,11 @@ static int exchange_run(struct exchange *exchange)
 			exchange->uncertain = true;
 		if (!worth_repeating(exchange, attempts, error))
 			break;
-		if (!exchange->reused)
-			varlink_pause(RECONNECT_PAUSE_MS, exchange->deadline);
+		if (exchange->reused)
+			continue;
+		varlink_pause(pause_ms, exchange->deadline);
+		if (pause_ms < RECONNECT_MAX_MS)
+			pause_ms *= 2;
 	}
 	if (exchange->uncertain && !settles_it(exchange, error))
 		return outcome_unknown(exchange);

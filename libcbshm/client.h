@@ -18,10 +18,11 @@ enum client_kind {
 	CLIENT_READ,   /* changes nothing: lost = not answered */
 	CLIENT_WRITE,  /* must not be repeated: lost = unknown */
 	CLIENT_REPEAT, /* carries a request id, so the agent applies it once: lost = repeat */
+	CLIENT_WAIT, /* like CLIENT_READ, but answered late by nature: it has a connection of its own */
 };
 
 /*
- * One call of io.cbshm: `method` without the interface's name. Takes `parameters` over. Returns 0, and *root is the reply (to be
+ * One call of io.cbshm, on the connection that all threads share: `method` without the interface's name. Takes `parameters` over. Returns 0, and *root is the reply (to be
  * deleted) and *answer its parameters; or an error of the write functions, with call->message.
  */
 int client_call(struct cbshm *client, const char *method, enum client_kind kind, cJSON *parameters,

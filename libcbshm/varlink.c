@@ -1,10 +1,10 @@
 /*
- * varlink.c - connects to a Varlink server, sends a message, waits for the answer
+ * varlink.c - connects to a Varlink server, and takes the stream apart into messages
  *
  * SPDX-License-Identifier: ISC
  *
  * Transport only: it knows that messages end with a NUL, but neither JSON nor io.cbshm, and decides
- * nothing about repeating. Sockets are non-blocking and every wait is a poll() against the deadline.
+ * nothing about repeating. Sockets are non-blocking; who waits for them does so in poll().
  */
 #include "config.h"
 
@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,6 +23,8 @@
 #include "libcbshm/error.h"
 
 #define CONNECT_PAUSE_MS 5
+#define RECEIVE_SIZE     4096
+#define RECEIVE_KEPT     65536
 
 int64_t varlink_now(void)
 {
@@ -31,8 +34,7 @@ int64_t varlink_now(void)
 	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
-/* For poll(): rounded up, so that it does not spin through the last millisecond. */
-static int milliseconds_until(int64_t deadline)
+int varlink_milliseconds_until(int64_t deadline)
 {
 	const int64_t left = deadline - varlink_now();
 
@@ -41,7 +43,7 @@ static int milliseconds_until(int64_t deadline)
 
 void varlink_pause(int milliseconds, int64_t deadline)
 {
-	const int left = milliseconds_until(deadline);
+	const int left = varlink_milliseconds_until(deadline);
 
 	poll(NULL, 0, left < milliseconds ? left : milliseconds);
 }
@@ -146,33 +148,59 @@ int varlink_connect(const char *path, const uid_t *trusted, int trusted_count, i
 	return error;
 }
 
-bool varlink_is_usable(int fd)
-{
-	char byte;
-	ssize_t n = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+/* ---- the stream ------------------------------------------------------------------------- */
 
-	return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+int varlink_open(struct varlink *stream, const char *path, const uid_t *trusted, int trusted_count,
+		 int64_t deadline, struct cbshm_call *call)
+{
+	struct stat status;
+	int fd;
+	int error = varlink_connect(path, trusted, trusted_count, deadline, call, &fd);
+
+	if (error != 0)
+		return error;
+	if (fstat(fd, &status) < 0) {
+		error = call_fail(call, CBSHM_ERR_SYSTEM, "cannot look at a socket: errno %d",
+				  errno);
+		close(fd);
+		return error;
+	}
+	memset(stream, 0, sizeof(*stream));
+	stream->fd = fd;
+	stream->device = status.st_dev;
+	stream->inode = status.st_ino;
+	return 0;
 }
 
-/* ---- talking ---------------------------------------------------------------------------- */
-
-/* 0 when poll() has something to say about the socket, or an error. */
-static int wait_for(int fd, short events, int64_t deadline, struct cbshm_call *call)
+bool varlink_is_ours(const struct varlink *stream)
 {
-	struct pollfd poll_fd = {.fd = fd, .events = events};
+	struct stat status;
 
-	for (;;) {
-		const int n = poll(&poll_fd, 1, milliseconds_until(deadline));
+	return stream->fd >= 0 && fstat(stream->fd, &status) == 0 &&
+	       status.st_dev == stream->device && status.st_ino == stream->inode;
+}
 
-		if (n > 0)
-			return 0;
-		if (n == 0 && varlink_now() >= deadline)
-			return call_fail(call, CBSHM_ERR_TIMEOUT,
-					 "the agent did not answer in time: is it hanging? "
-					 "systemctl status cbagent");
-		if (n < 0 && errno != EINTR)
-			return call_fail(call, CBSHM_ERR_SYSTEM, "poll: errno %d", errno);
-	}
+void varlink_close(struct varlink *stream)
+{
+	const int saved_errno = errno;
+
+	if (varlink_is_ours(stream))
+		close(stream->fd);
+	free(stream->text);
+	memset(stream, 0, sizeof(*stream));
+	stream->fd = -1;
+	errno = saved_errno;
+}
+
+bool varlink_is_idle(const struct varlink *stream)
+{
+	char byte;
+	ssize_t n;
+
+	if (stream->used > 0 || !varlink_is_ours(stream))
+		return false;
+	n = recv(stream->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+	return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
 }
 
 static bool is_lost(int error)
@@ -187,113 +215,124 @@ static int connection_lost(struct cbshm_call *call)
 			 "systemctl status cbagent");
 }
 
-static int send_all(int fd, const char *text, size_t size, int64_t deadline,
-		    struct cbshm_call *call, bool *sent)
+static int not_ours(struct cbshm_call *call)
 {
-	while (size > 0) {
-		const ssize_t n = send(fd, text, size, MSG_NOSIGNAL);
-		int error;
+	return call_fail(call, CBSHM_ERR_AGENT_DOWN,
+			 "the connection to the agent is gone: something in this process has "
+			 "closed or replaced a descriptor that it did not open");
+}
 
-		if (n >= 0) {
-			text += n;
-			size -= (size_t)n;
-			continue;
-		}
-		if (is_lost(errno))
+int varlink_send(struct varlink *stream, const char *text, size_t size, struct cbshm_call *call,
+		 size_t *taken)
+{
+	*taken = 0;
+	if (!varlink_is_ours(stream))
+		return not_ours(call);
+	while (*taken < size) {
+		const ssize_t n =
+			send(stream->fd, text + *taken, size - *taken, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n >= 0)
+			*taken += (size_t)n;
+		else if (errno == EAGAIN || errno == EWOULDBLOCK)
+			return 0;
+		else if (is_lost(errno))
 			return connection_lost(call);
-		if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+		else if (errno != EINTR)
 			return call_fail(call, CBSHM_ERR_SYSTEM,
 					 "cannot send to the agent: errno %d", errno);
-		error = wait_for(fd, POLLOUT, deadline, call);
-		if (error != 0)
-			return error;
 	}
-	*sent = true;
 	return 0;
 }
 
-struct buffer {
+/* Room for more: what was taken goes first. */
+static int make_room(struct varlink *stream, struct cbshm_call *call)
+{
+	size_t size;
 	char *text;
-	size_t used, size;
-};
 
-static bool buffer_grow(struct buffer *buffer)
-{
-	const size_t size = buffer->size > 0 ? buffer->size * 2 : 4096;
-	char *text = realloc(buffer->text, size);
-
-	if (text == NULL)
-		return false;
-	buffer->text = text;
-	buffer->size = size;
-	return true;
-}
-
-/* One read into the buffer. *done: the reply is complete. */
-static int receive_some(int fd, struct buffer *buffer, struct cbshm_call *call, bool *done)
-{
-	ssize_t n;
-	char *end;
-
-	if (buffer->used == buffer->size && buffer->size >= VARLINK_REPLY_MAX)
+	if (stream->begin > 0) {
+		memmove(stream->text, stream->text + stream->begin, stream->used - stream->begin);
+		stream->used -= stream->begin;
+		stream->scanned -= stream->begin;
+		stream->begin = 0;
+	}
+	if (stream->used < stream->size)
+		return 0;
+	if (stream->size >= VARLINK_REPLY_MAX)
 		return call_fail(call, CBSHM_ERR_PROTOCOL,
 				 "the reply is longer than %u bytes: is that really cbagent?",
 				 VARLINK_REPLY_MAX);
-	if (buffer->used == buffer->size && !buffer_grow(buffer))
+	size = stream->size > 0 ? stream->size * 2 : RECEIVE_SIZE;
+	text = realloc(stream->text, size);
+	if (text == NULL)
 		return call_fail_memory(call);
-	n = recv(fd, buffer->text + buffer->used, buffer->size - buffer->used, 0);
-	if (n == 0 || (n < 0 && is_lost(errno)))
-		return connection_lost(call);
-	if (n < 0) {
-		if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)
-			return 0;
-		return call_fail(call, CBSHM_ERR_SYSTEM, "cannot read from the agent: errno %d",
-				 errno);
-	}
-	end = memchr(buffer->text + buffer->used, '\0', (size_t)n);
-	buffer->used += (size_t)n;
-	*done = end != NULL;
-	if (*done && end + 1 != buffer->text + buffer->used)
-		return call_fail(call, CBSHM_ERR_PROTOCOL,
-				 "more came than the one reply: is that really cbagent?");
+	stream->text = text;
+	stream->size = size;
 	return 0;
 }
 
-static int receive(int fd, int64_t deadline, struct cbshm_call *call, char **reply)
+int varlink_receive(struct varlink *stream, struct cbshm_call *call)
 {
-	struct buffer buffer = {NULL, 0, 0};
-	bool done = false;
-	int error = 0;
-
-	while (error == 0 && !done) {
-		error = wait_for(fd, POLLIN, deadline, call);
-		if (error == 0)
-			error = receive_some(fd, &buffer, call, &done);
-	}
-	if (error != 0) {
-		free(buffer.text);
-		return error;
-	}
-	*reply = buffer.text;
-	return 0;
-}
-
-int varlink_exchange(int fd, const char *text, size_t size, int64_t deadline,
-		     struct cbshm_call *call, bool *sent, char **reply)
-{
+	ssize_t n;
 	int error;
 
-	*sent = false;
-	*reply = NULL;
-	error = send_all(fd, text, size, deadline, call, sent);
-	if (error == 0)
-		return receive(fd, deadline, call, reply);
-	/* A server that turns a client away says why, closes, and makes the sending fail. */
-	if (error == CBSHM_ERR_AGENT_DOWN) {
-		struct cbshm_call ignored;
+	if (!varlink_is_ours(stream))
+		return not_ours(call);
+	error = make_room(stream, call);
+	if (error != 0)
+		return error;
+	n = recv(stream->fd, stream->text + stream->used, stream->size - stream->used,
+		 MSG_DONTWAIT);
+	if (n == 0 || (n < 0 && is_lost(errno)))
+		return connection_lost(call);
+	if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+		return call_fail(call, CBSHM_ERR_SYSTEM, "cannot read from the agent: errno %d",
+				 errno);
+	if (n > 0)
+		stream->used += (size_t)n;
+	return 0;
+}
 
-		if (receive(fd, deadline, &ignored, reply) == 0)
-			return 0;
+const char *varlink_message(struct varlink *stream)
+{
+	char *end = NULL;
+
+	if (stream->scanned < stream->used)
+		end = memchr(stream->text + stream->scanned, '\0', stream->used - stream->scanned);
+	if (end == NULL) {
+		stream->scanned = stream->used;
+		return NULL;
 	}
-	return error;
+	stream->end = (size_t)(end - stream->text) + 1;
+	return stream->text + stream->begin;
+}
+
+/* A buffer that has grown for one long reply is not kept. */
+void varlink_drop_message(struct varlink *stream)
+{
+	stream->begin = stream->scanned = stream->end;
+	if (stream->begin < stream->used)
+		return;
+	stream->begin = stream->scanned = stream->used = 0;
+	if (stream->size > RECEIVE_KEPT) {
+		free(stream->text);
+		stream->text = NULL;
+		stream->size = 0;
+	}
+}
+
+char *varlink_take_message(struct varlink *stream)
+{
+	char *text;
+
+	if (stream->begin == 0 && stream->end == stream->used && stream->size > RECEIVE_KEPT) {
+		text = stream->text; /* long, and alone */
+		stream->text = NULL;
+		stream->used = stream->size = stream->scanned = 0;
+		return text;
+	}
+	text = strndup(stream->text + stream->begin, stream->end - stream->begin);
+	varlink_drop_message(stream);
+	return text;
 }

@@ -40,6 +40,7 @@ enum action {
 	REPLY_AND_CLOSE, /* the text, then the end of the connection */
 	CLOSE,           /* read, and close without a word */
 	SILENCE,         /* read, and nothing */
+	HOLD,            /* read; the text goes out before what is said to the next message */
 	REPLY_TWICE,     /* the text, and a moment later something else that nobody asked for */
 	GREET_AND_CLOSE, /* at the door: the text, without reading anything */
 	CLOSE_AT_DOOR,   /* at the door: nothing */
@@ -54,6 +55,7 @@ struct connection {
 	int fd;
 	char *text;
 	size_t used;
+	const char *held;
 };
 
 static struct {
@@ -98,15 +100,18 @@ static void say(int fd, const char *text)
 	}
 }
 
-static void act(struct connection *connection)
+static void act(struct connection *connection, const char *text)
 {
 	const struct step *step = current();
 
 	if (server.received < MESSAGES) {
-		server.messages[server.received] = strdup(connection->text);
+		server.messages[server.received] = strdup(text);
 		server.received++;
 	}
 	server.step++;
+	if (connection->held != NULL)
+		say(connection->fd, connection->held);
+	connection->held = step->action == HOLD ? step->text : NULL;
 	if (step->action == REPLY || step->action == REPLY_AND_CLOSE)
 		say(connection->fd, step->text);
 	if (step->action == REPLY_TWICE) {
@@ -120,7 +125,7 @@ static void act(struct connection *connection)
 
 static void serve(struct connection *connection)
 {
-	char text[65536];
+	char text[65536], *end;
 	const ssize_t n = recv(connection->fd, text, sizeof(text), 0);
 
 	if (n <= 0) {
@@ -130,10 +135,15 @@ static void serve(struct connection *connection)
 	connection->text = realloc(connection->text, connection->used + (size_t)n);
 	memcpy(connection->text + connection->used, text, (size_t)n);
 	connection->used += (size_t)n;
-	if (connection->text[connection->used - 1] != '\0')
-		return;
-	connection->used = 0;
-	act(connection);
+	while (connection->used > 0 &&
+	       (end = memchr(connection->text, '\0', connection->used)) != NULL) {
+		char *message = strdup(connection->text);
+
+		connection->used -= (size_t)(end + 1 - connection->text);
+		memmove(connection->text, end + 1, connection->used);
+		act(connection, message);
+		free(message);
+	}
 }
 
 static void welcome(void)
@@ -1034,9 +1044,192 @@ static void test_threads(void)
 		pthread_join(threads[i], NULL);
 	CU_ASSERT_EQUAL(thread_failures, 0);
 	CU_ASSERT_EQUAL(server.received, 800);
+	CU_ASSERT_EQUAL(server.accepted, 1);
 	cbshm_close(client);
 	poll(NULL, 0, 50);
 	CU_ASSERT_TRUE(open_files() <= files);
+	server_end();
+}
+
+/* ---- one connection, many calls --------------------------------------------------------- */
+
+#define TRIPPED "{\"parameters\":{\"incident\":" INCIDENT "}}"
+
+/* Somebody's deadline passes; the answer that comes after it is not taken for the next one's. */
+static void test_late_answer(void)
+{
+	SERVE({REPLY, NO_INCIDENT}, {HOLD, TRIPPED}, {REPLY, NO_INCIDENT});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_call call = {.timeout_ms = 20};
+	char tripped[CBSHM_UUID_SIZE];
+
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, &call, NULL),
+			CBSHM_ERR_UNKNOWN);
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, tripped), 0);
+	CU_ASSERT_STRING_EQUAL(tripped, "");
+	CU_ASSERT_EQUAL(server.accepted, 1);
+	cbshm_close(client);
+	server_end();
+}
+
+struct caller {
+	struct cbshm *client;
+	int timeout_ms, error;
+	pthread_t thread;
+};
+
+static void *call_once(void *arg)
+{
+	struct caller *caller = arg;
+	struct cbshm_call call = {.timeout_ms = caller->timeout_ms};
+
+	caller->error = cbshm_report_drift(caller->client, "b", 0.5, 1, NULL, &call, NULL);
+	return NULL;
+}
+
+static void caller_begin(struct caller *caller, struct cbshm *client, int timeout_ms)
+{
+	caller->client = client;
+	caller->timeout_ms = timeout_ms;
+	CU_ASSERT_EQUAL_FATAL(pthread_create(&caller->thread, NULL, call_once, caller), 0);
+}
+
+/* A call that the agent does not answer, first of all; what comes while it waits takes another connection. */
+static void test_stalled(void)
+{
+	SERVE({SILENCE, NULL}, {REPLY, NO_INCIDENT});
+	struct cbshm *client = client_at(server.path);
+	struct caller first, second;
+
+	caller_begin(&first, client, 1000);
+	while (server.received == 0)
+		poll(NULL, 0, 1);
+	caller_begin(&second, client, 5000); /* joins the line, and leaves it again */
+	pthread_join(second.thread, NULL);
+	CU_ASSERT_EQUAL(second.error, 0);
+	for (int i = 0; i < 3; i++)
+		CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
+	CU_ASSERT_EQUAL(server.accepted, 2);
+	pthread_join(first.thread, NULL);
+	CU_ASSERT_EQUAL(first.error, CBSHM_ERR_UNKNOWN);
+	cbshm_close(client);
+	server_end();
+}
+
+/* An agent that is full: each of many is refused, and none is left in doubt. */
+static void test_all_turned_away(void)
+{
+	SERVE({GREET_AND_CLOSE,
+	       "{\"error\":\"io.cbshm.LimitExceeded\",\"parameters\":{\"message\":\"full\"}}"});
+	struct cbshm *client = client_at(server.path);
+	struct caller callers[8];
+
+	for (int i = 0; i < 8; i++)
+		caller_begin(&callers[i], client, 5000);
+	for (int i = 0; i < 8; i++) {
+		pthread_join(callers[i].thread, NULL);
+		CU_ASSERT_EQUAL(callers[i].error, CBSHM_ERR_REFUSED);
+	}
+	cbshm_close(client);
+	server_end();
+}
+
+/* The agent goes away under many: each is told that it cannot be known, and the next call finds the next agent. */
+static void test_all_lost(void)
+{
+	SERVE({REPLY, NO_INCIDENT}, {SILENCE, NULL}, {SILENCE, NULL}, {SILENCE, NULL},
+	      {CLOSE, NULL}, {REPLY, NO_INCIDENT});
+	struct cbshm *client = client_at(server.path);
+	struct caller callers[4];
+
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
+	for (int i = 0; i < 4; i++)
+		caller_begin(&callers[i], client, 5000);
+	for (int i = 0; i < 4; i++) {
+		pthread_join(callers[i].thread, NULL);
+		CU_ASSERT_EQUAL(callers[i].error, CBSHM_ERR_UNKNOWN);
+	}
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
+	CU_ASSERT_EQUAL(server.received, 6);
+	CU_ASSERT_EQUAL(server.accepted, 2);
+	cbshm_close(client);
+	server_end();
+}
+
+/* A socket of this process that is connected to the server, by its number. */
+static int client_descriptor(void)
+{
+	struct sockaddr_un address;
+
+	for (int fd = 3; fd < 256; fd++) {
+		socklen_t size = sizeof(address);
+
+		if (getpeername(fd, (struct sockaddr *)&address, &size) == 0 &&
+		    size > sizeof(sa_family_t) && strcmp(address.sun_path, server.path) == 0)
+			return fd;
+	}
+	return -1;
+}
+
+/* Descriptors that an application closes or overwrites without knowing whose they are. */
+static void test_overwritten(void)
+{
+	SERVE({REPLY, NO_INCIDENT});
+	struct cbshm *client = client_at(server.path);
+	struct pollfd poll_fd = {.events = POLLIN};
+	int ends[2], fd;
+
+	CU_ASSERT_EQUAL_FATAL(pipe(ends), 0);
+	poll_fd.fd = ends[0];
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
+	fd = client_descriptor();
+	CU_ASSERT_TRUE_FATAL(fd >= 0);
+	CU_ASSERT_EQUAL(dup2(ends[1], fd), fd);
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
+	CU_ASSERT_EQUAL(server.accepted, 2);
+	close(client_descriptor());
+	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
+	CU_ASSERT_EQUAL(server.accepted, 3);
+	CU_ASSERT_EQUAL(dup2(ends[1], client_descriptor()) >= 0, true);
+	cbshm_close(client);
+	/* Nothing was written into it, and it is still open. */
+	CU_ASSERT_EQUAL(poll(&poll_fd, 1, 0), 0);
+	CU_ASSERT_EQUAL(write(fd, "x", 1), 1);
+	CU_ASSERT_EQUAL(poll(&poll_fd, 1, 0), 1);
+	close(fd);
+	close(ends[0]);
+	close(ends[1]);
+	server_end();
+}
+
+/* A fork() while another thread waits for an answer, and has the lead. */
+static void test_fork_in_the_middle(void)
+{
+	SERVE({SILENCE, NULL}, {REPLY, NO_INCIDENT});
+	struct cbshm *client = client_at(server.path);
+	struct caller caller;
+	int status = -1;
+	pid_t pid;
+
+	caller_begin(&caller, client, 300);
+	while (server.received == 0)
+		poll(NULL, 0, 1);
+	pid = fork();
+	if (pid == 0) {
+		int error = cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL);
+
+		if (error == 0)
+			error = cbshm_disable(client, "b", "r", NULL, 0, 1, NULL, NULL, NULL);
+		cbshm_close(client);
+		_exit(error == CBSHM_ERR_PROTOCOL ? 0 : 1); /* no "changed" in the answer */
+	}
+	waitpid(pid, &status, 0);
+	CU_ASSERT_EQUAL(status, 0);
+	CU_ASSERT_EQUAL(server.accepted, 2);
+	pthread_join(caller.thread, NULL);
+	CU_ASSERT_EQUAL(caller.error, CBSHM_ERR_UNKNOWN);
+	cbshm_close(client);
 	server_end();
 }
 
@@ -1076,7 +1269,13 @@ static const CU_TestInfo tests[] = {
 	{"an agent that does not accept", test_backlog},
 	{"a server of another user is not believed", test_untrusted},
 	{"a child has a connection of its own", test_fork},
-	{"threads", test_threads},
+	{"threads share one connection", test_threads},
+	{"a late answer is not the next one's", test_late_answer},
+	{"a call that is not answered does not hold up the others", test_stalled},
+	{"all turned away at the door, none in doubt", test_all_turned_away},
+	{"a connection lost under many", test_all_lost},
+	{"descriptors that the application overwrites or closes", test_overwritten},
+	{"a fork while another thread waits", test_fork_in_the_middle},
 	{"errors in words", test_words},
 	CU_TEST_INFO_NULL,
 };

@@ -1,0 +1,108 @@
+/*
+ * process.c - telling a child from its parent, and giving it connections of its own
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * No pthread_atfork(): a library that may be unloaded must leave no handlers behind.
+ */
+#include "config.h"
+
+#include "libcbshm/process.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "libcbshm/pipeline.h"
+
+/* A page of its own. Wiped in a child; where the kernel cannot do that (before Linux 4.14), `wiped` stays false. */
+struct process_mark {
+	bool wiped;
+	pid_t pid;
+};
+
+static struct process_mark *mark_new(void)
+{
+	struct process_mark *mark = mmap(NULL, sizeof(*mark), PROT_READ | PROT_WRITE,
+					 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (mark == MAP_FAILED)
+		return NULL;
+	mark->pid = getpid();
+	mark->wiped = madvise(mark, sizeof(*mark), MADV_WIPEONFORK) == 0;
+	return mark;
+}
+
+static bool is_this_process(const struct process *process)
+{
+	return process->mark->wiped || process->mark->pid == getpid();
+}
+
+static void process_free(struct process *process)
+{
+	pipelines_free(process->pipelines);
+	if (process->mark != NULL)
+		munmap(process->mark, sizeof(*process->mark));
+	free(process);
+}
+
+static struct process *process_new(struct cbshm *client)
+{
+	struct process *process = calloc(1, sizeof(*process));
+
+	if (process == NULL)
+		return NULL;
+	process->mark = mark_new();
+	process->pipelines = pipelines_new(client);
+	if (process->mark == NULL || process->pipelines == NULL) {
+		process_free(process);
+		return NULL;
+	}
+	return process;
+}
+
+int process_open(struct cbshm *client)
+{
+	struct process *process = process_new(client);
+
+	if (process == NULL)
+		return CBSHM_ERR_MEMORY;
+	atomic_store(&client->process, process);
+	return 0;
+}
+
+struct process *process_of(struct cbshm *client)
+{
+	/* Pairs with the exchange below. */
+	struct process *found = atomic_load_explicit(&client->process, memory_order_acquire);
+	struct process *made;
+
+	if (is_this_process(found))
+		return found;
+	made = process_new(client);
+	if (made == NULL)
+		return NULL;
+	made->older = found;
+	if (atomic_compare_exchange_strong(&client->process, &found, made)) {
+		pipelines_disown(made->older->pipelines);
+		return made;
+	}
+	process_free(made); /* another thread of the child was faster */
+	return found;
+}
+
+/* What a parent left in the memory of its child is only memory: its locks may be held by threads that are not here. */
+void process_close(struct cbshm *client)
+{
+	struct process *process = atomic_load(&client->process);
+
+	if (process != NULL && !is_this_process(process))
+		pipelines_disown(process->pipelines);
+	while (process != NULL) {
+		struct process *older = process->older;
+
+		process_free(process);
+		process = older;
+	}
+}
