@@ -33,6 +33,9 @@
 #include "agent/session.h"
 #include "agent/writer.h"
 #include "libcbshm/name.h"
+#include "tests/fuzz/target.h"
+
+const char fuzz_corpus[] = "tests/fuzz/corpus";
 
 #define QUEUE_MAX 2048
 #define REPLY_MAX (4 * MESSAGE_SIZE_MAX)
@@ -41,8 +44,6 @@
 #define MODE_REVERSED 0x04 /* the writer answers the newest first */
 #define MODE_LATE     0x08 /* and only when the peer has sent everything */
 #define MODE_STATUS   0xf0 /* with this status, if it is one */
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 struct writer {
 	struct request *queue[QUEUE_MAX];

@@ -3,8 +3,8 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * usage: PROGRAM [FILE...]; without files, tests/fuzz/corpus/ of the source tree. Speaks TAP. Takes CBSHM_FUZZ_SECONDS
- * (default 20) and CBSHM_FUZZ_SEED (default: another one each time); a failure comes again with the
+ * usage: PROGRAM [FILE...]; without files, the target's corpus in the source tree. Speaks TAP. Takes CBSHM_FUZZ_SECONDS
+ * (default 10) and CBSHM_FUZZ_SEED (default: another one each time); a failure comes again with the
  * seed that was printed. It is not guided by coverage: libFuzzer finds more, this finds it everywhere.
  */
 #include <config.h>
@@ -17,11 +17,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/fuzz/target.h"
+
 #define FILES_MAX   256
 #define INPUT_MAX   200000
 #define CHANGES_MAX 8
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 struct input {
 	uint8_t *bytes;
@@ -114,7 +114,11 @@ static void insert_word(struct input *input, size_t at)
 					    "\"oneway\":true,",
 					    "io.cbshm.",
 					    "[[[[[[[[",
-					    "9007199254740993"};
+					    "9007199254740993",
+					    "\n[",
+					    " = ",
+					    "\n;",
+					    "\n "};
 	const char *word = words[random_number(sizeof(words) / sizeof(*words))];
 
 	insert(input, at, (const uint8_t *)word, strlen(word));
@@ -192,7 +196,7 @@ static void read_corpus(int argc, char **argv)
 		read_file(argv[i]);
 	if (argc > 1)
 		return;
-	if (asprintf(&path, "%s/tests/fuzz/corpus", source != NULL ? source : ".") < 0)
+	if (asprintf(&path, "%s/%s", source != NULL ? source : ".", fuzz_corpus) < 0)
 		exit(1);
 	read_directory(path);
 	free(path);
@@ -200,7 +204,7 @@ static void read_corpus(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	const long seconds = from_environment("CBSHM_FUZZ_SECONDS", 20);
+	const long seconds = from_environment("CBSHM_FUZZ_SECONDS", 10);
 	const long seed = from_environment("CBSHM_FUZZ_SEED", (long)time(NULL) ^ getpid());
 	struct input input = {malloc(INPUT_MAX), 0};
 	unsigned long runs = 0;
