@@ -34,12 +34,12 @@ static int parse_end(struct cbctl *cbctl, const struct parsed *parsed, int64_t *
 	if (for_text != NULL) {
 		wrong = duration_parse(for_text, for_us);
 		if (wrong != NULL)
-			return fail_usage(&command_disable, "--for %s %s", for_text, wrong);
+			return fail_usage(&command_disable, "--for \"%s\" %s", for_text, wrong);
 	}
 	if (until_text != NULL) {
 		wrong = until_parse(until_text, database_now(cbctl), until);
 		if (wrong != NULL)
-			return fail_usage(&command_disable, "--until %s %s", until_text, wrong);
+			return fail_usage(&command_disable, "--until \"%s\" %s", until_text, wrong);
 	}
 	return 0;
 }
@@ -118,7 +118,8 @@ const struct command command_disable = {
 		"\n"
 		"  --reason TEXT   why; needed\n"
 		"  --by WHO        who decided it; your user name if left out\n"
-		"  --until TIME    when it ends by itself: 2030-01-31T18:00:00Z, or never\n"
+		"  --until TIME    when it ends by itself: \"tomorrow 09:00\", 18:00, \"friday\n"
+		"                  17:00\", \"2030-01-31 18:00\", 2030-01-31T18:00:00Z, or never\n"
 		"  --for DURATION  the same from now on: 90s, 30m, 2h, 1h30m, 7d\n"
 		"\n"
 		"With neither, the breaker's default_ttl counts (24 h unless changed).\n"

@@ -14,11 +14,12 @@
 #include "cbctl/segment.h"
 #include "cbctl/timespec.h"
 
-enum { FLEET, BY };
+enum { FLEET, BY, YES };
 
 static const struct option options[] = {
 	[FLEET] = {"fleet", NULL},
 	[BY] = {"by", "WHO"},
+	[YES] = {"yes", NULL},
 	{NULL, NULL},
 };
 
@@ -159,10 +160,29 @@ static int take_change(const char *word, bool fleet, struct changes *changes)
 
 /* ---- output ----------------------------------------------------------------------------- */
 
-static void print_policy(const char *name, const struct cbshm_policy *policy)
+/* A field of a policy, as it is written on the command line. */
+static const char *value_of(const struct cbshm_policy *policy, uint32_t bit)
 {
 	char ttl[64] = "never";
 
+	switch (bit) {
+	case CBSHM_POLICY_DRIFT_THRESHOLD:
+		return formatted("%g", policy->drift_threshold);
+	case CBSHM_POLICY_FAILURE_THRESHOLD:
+		return formatted("%u", policy->failure_threshold);
+	case CBSHM_POLICY_SCHEMA_ERROR_THRESHOLD:
+		return formatted("%u", policy->schema_error_threshold);
+	case CBSHM_POLICY_DEFAULT_TTL:
+		if (policy->default_ttl_us > 0)
+			duration_write(policy->default_ttl_us, ttl, sizeof(ttl));
+		return formatted("%s", ttl);
+	default:
+		return policy->auto_recover ? "on" : "off";
+	}
+}
+
+static void print_policy(const char *name, const struct cbshm_policy *policy)
+{
 	if (output_is_json()) {
 		cJSON *document = json_object(NULL, NULL);
 
@@ -171,14 +191,9 @@ static void print_policy(const char *name, const struct cbshm_policy *policy)
 		json_print(document);
 		return;
 	}
-	if (policy->default_ttl_us > 0)
-		duration_write(policy->default_ttl_us, ttl, sizeof(ttl));
 	printf("%s\n", name != NULL ? clean(name) : "The fleet's defaults");
-	printf("  drift_threshold         %g\n", policy->drift_threshold);
-	printf("  failure_threshold       %u\n", policy->failure_threshold);
-	printf("  schema_error_threshold  %u\n", policy->schema_error_threshold);
-	printf("  default_ttl             %s\n", ttl);
-	printf("  auto_recover            %s\n", policy->auto_recover ? "on" : "off");
+	for (size_t i = 0; i < KEYS; i++)
+		printf("  %-22s  %s\n", keys[i].name, value_of(policy, keys[i].bit));
 }
 
 /* A breaker's policy stands in the segment; no agent is needed to see it. */
@@ -205,6 +220,29 @@ static int show_from_segment(struct cbctl *cbctl, const char *name)
 	return STATUS_DONE;
 }
 
+/* Shows a person what would change for the whole fleet. 0: go on; else the exit status. */
+static int confirm(struct cbctl *cbctl, const struct changes *changes)
+{
+	struct cbshm_call call = {0};
+	struct cbshm_policy now;
+	const int error = cbshm_set_policy(cbctl->client, NULL, NULL, 0, 0, NULL, &call, &now);
+
+	if (error != 0)
+		return fail_library(error, &call);
+	fputs("This counts at once, on every host, for all breakers that have no value of their "
+	      "own:\n",
+	      stderr);
+	for (size_t i = 0; i < KEYS; i++) {
+		if (changes->set & keys[i].bit)
+			fprintf(stderr, "  %-22s  %s -> %s\n", keys[i].name,
+				value_of(&now, keys[i].bit),
+				value_of(&changes->policy, keys[i].bit));
+	}
+	if (ask("Change the defaults of the fleet?"))
+		return 0;
+	return fail(STATUS_OTHER, "declined", "nothing was changed");
+}
+
 static int run(struct cbctl *cbctl, const struct parsed *parsed)
 {
 	const bool fleet = parsed->values[FLEET] != NULL;
@@ -225,6 +263,10 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 	error = client_open(cbctl);
 	if (error != 0)
 		return error;
+	if (fleet && changes.set != 0 && parsed->values[YES] == NULL && can_ask())
+		error = confirm(cbctl, &changes);
+	if (error != 0)
+		return error;
 	error = cbshm_set_policy(cbctl->client, name, &changes.policy, changes.set, changes.clear,
 				 parsed->values[BY], &call, &policy);
 	if (error != 0)
@@ -235,7 +277,7 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 
 const struct command command_policy = {
 	.name = "policy",
-	.arguments = "NAME|--fleet [KEY=VALUE ...] [--by WHO]",
+	.arguments = "NAME|--fleet [KEY=VALUE ...] [--by WHO] [--yes]",
 	.summary = "show or change the thresholds of a breaker or of all",
 	.help = "Without KEY=VALUE shows the policy in force. Changes count at once, state and\n"
 		"failures stay as they are, and the audit log has the old and the new values.\n"
@@ -248,6 +290,7 @@ const struct command command_policy = {
 		"  KEY=default               a breaker follows the fleet again\n"
 		"  --fleet                   the defaults of all breakers\n"
 		"  --by WHO                  who decided it; your user name if left out\n"
+		"  --yes                     do not ask before the fleet's are changed\n"
 		"\n"
 		"Example:\n"
 		"  cbctl policy costsim_v2 drift_threshold=0.3 default_ttl=2h\n",

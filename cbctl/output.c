@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 #include <unistd.h>
 #include <wchar.h>
@@ -360,6 +361,28 @@ int fail_library(int error, const struct cbshm_call *call)
 		return fail(error_status(error), error_word(error), "%s: %s", message,
 			    strerror(saved_errno));
 	return fail(error_status(error), error_word(error), "%s", message);
+}
+
+bool can_ask(void)
+{
+	return isatty(STDIN_FILENO) && isatty(STDERR_FILENO);
+}
+
+bool ask(const char *question)
+{
+	char *answer = NULL;
+	size_t size = 0;
+	ssize_t length;
+	bool yes;
+
+	fflush(stdout);
+	fprintf(stderr, "%s [y/N] ", clean(question));
+	length = getline(&answer, &size, stdin);
+	if (length < 0)
+		fputc('\n', stderr);
+	yes = length > 0 && (strcasecmp(answer, "y\n") == 0 || strcasecmp(answer, "yes\n") == 0);
+	free(answer);
+	return yes;
 }
 
 void warn(const char *format, ...)

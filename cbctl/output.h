@@ -68,6 +68,12 @@ int fail_library(int error, const struct cbshm_call *call);
 const char *error_word(int error);
 int error_status(int error);
 
+/* Whether there is a person to be asked: standard input and standard error are terminals. */
+bool can_ask(void);
+
+/* Asks on stderr; true only for a clear yes. */
+bool ask(const char *question);
+
 /* A line on stderr: "cbctl: warning: ...". */
 void warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -84,15 +84,100 @@ const char *duration_parse(const char *text, int64_t *microseconds)
 	return NULL;
 }
 
+/* ---- times of the local zone ------------------------------------------------------------ */
+
+enum day { DAY_NEXT, DAY_TODAY, DAY_TOMORROW, DAY_OF_WEEK, DAY_GIVEN };
+
+/* For strptime(3): what is not there is taken from today. */
+static const struct {
+	const char *format;
+	enum day day;
+} forms[] = {
+	{"%H:%M", DAY_NEXT},       {"today %H:%M", DAY_TODAY},    {"tomorrow %H:%M", DAY_TOMORROW},
+	{"%A %H:%M", DAY_OF_WEEK}, {"%Y-%m-%d %H:%M", DAY_GIVEN},
+};
+
+/* The moment at which the local clocks show this time: false if they skip it or show it twice. */
+static bool moment_of(const struct tm *shown, int64_t *us)
+{
+	bool found = false;
+
+	for (int summer = 0; summer <= 1; summer++) {
+		struct tm tm = *shown;
+		time_t seconds;
+
+		tm.tm_isdst = summer;
+		seconds = mktime(&tm);
+		if (tm.tm_hour != shown->tm_hour || tm.tm_min != shown->tm_min)
+			continue;
+		if (found && seconds * SECOND != *us)
+			return false;
+		found = true;
+		*us = seconds * SECOND;
+	}
+	return found;
+}
+
+/* Puts the form's day into *tm, in which strptime() has put the rest; `today` is now. */
+static void set_day(enum day day, const struct tm *today, struct tm *tm)
+{
+	const bool passed = tm->tm_hour * 60 + tm->tm_min <= today->tm_hour * 60 + today->tm_min;
+
+	tm->tm_sec = 0;
+	if (day == DAY_TOMORROW || (day == DAY_NEXT && passed))
+		tm->tm_mday++;
+	if (day == DAY_OF_WEEK) {
+		int days = (tm->tm_wday - today->tm_wday + 7) % 7;
+
+		tm->tm_mday += days == 0 && passed ? 7 : days;
+	}
+}
+
+/* strptime() takes a 30th of February. */
+static bool is_date(const struct tm *given)
+{
+	struct tm tm = *given;
+
+	return timegm(&tm) != (time_t)-1 && tm.tm_mday == given->tm_mday;
+}
+
+static const char *local_parse(const char *text, int64_t now, int64_t *us)
+{
+	const time_t seconds = (time_t)(now / SECOND);
+	struct tm today;
+
+	if (localtime_r(&seconds, &today) == NULL)
+		return "cannot be told here: the local time is not known; take a time with its "
+		       "zone";
+	for (size_t i = 0; i < sizeof(forms) / sizeof(*forms); i++) {
+		struct tm tm = today;
+		const char *end = strptime(text, forms[i].format, &tm);
+
+		if (end == NULL || *end != '\0' || !is_date(&tm))
+			continue;
+		set_day(forms[i].day, &today, &tm);
+		return moment_of(&tm, us) ? NULL
+					  : "does not exist or is there twice, as the clocks are "
+					    "changed then; "
+					    "take a time with its zone";
+	}
+	return "must be a time such as 18:00, \"tomorrow 09:00\", \"friday 17:00\" or \"2030-01-31 "
+	       "18:00\", one with its zone such as 2030-01-31T18:00:00Z, or never (for a duration "
+	       "take --for)";
+}
+
 const char *until_parse(const char *text, int64_t now, int64_t *microseconds)
 {
+	const char *wrong = NULL;
+
 	if (strcmp(text, "never") == 0) {
 		*microseconds = INT64_MAX;
 		return NULL;
 	}
 	if (!timestamp_parse(text, microseconds))
-		return "must be a time with its zone, such as 2030-01-31T18:00:00Z or "
-		       "2030-01-31T19:00:00+01:00, or never (for a duration take --for)";
+		wrong = local_parse(text, now, microseconds);
+	if (wrong != NULL)
+		return wrong;
 	if (*microseconds <= now)
 		return "must be a time to come; it has passed";
 	return NULL;

@@ -19,8 +19,9 @@
 const char *duration_parse(const char *text, int64_t *microseconds);
 
 /*
- * A time with its zone, or "never": to microseconds since the Unix epoch, or INT64_MAX. `now` is what the time must
- * lie after. Returns NULL, or what is wrong with it.
+ * A time with its zone as in RFC 3339; or one in the local zone ($TZ): "18:00", the next one, "today 18:00",
+ * "tomorrow 09:00", "friday 17:00", "2030-01-31 18:00"; or "never": to microseconds since the Unix epoch, or
+ * INT64_MAX. `now` is what the time must lie after. Returns NULL, or what is wrong with it.
  */
 const char *until_parse(const char *text, int64_t now, int64_t *microseconds);
 

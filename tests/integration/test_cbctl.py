@@ -92,6 +92,8 @@ class Loop(unittest.TestCase):
         self.assertEqual(state["disabled_until"], "2199-01-01T00:00:00.000000Z")
         result = self.cbctl("disable", "u", "--reason", "r", "--until", "never", check=0)
         self.assertIn("never by itself", result.out)
+        result = self.cbctl("disable", "u", "--reason", "r", "--until", "tomorrow 09:00", check=0)
+        self.assertRegex(result.out, r"ends +\d{4}-\d\d-\d\d 09:00:00 ")
         state = self.cbctl("disable", "u", "--reason", "r", "--json", check=0).json()["state"]
         self.assertAlmostEqual(state["remaining_seconds"], 86400, delta=60)
 
@@ -152,6 +154,28 @@ class Loop(unittest.TestCase):
         after = self.cbctl("policy", "--fleet", "schema_error_threshold=50", "--json", check=0).json()
         self.assertEqual(after["policy"], {**before["policy"], "schema_error_threshold": 50})
         self.cbctl("policy", "--fleet", "schema_error_threshold=5", check=0)
+
+    def test_fleet_policy_is_confirmed(self):
+        command = [program("cbctl/cbctl"), "policy", "--fleet", "failure_threshold=9"]
+        now = lambda: self.cbctl("policy", "--fleet", "--json", check=0).json()["policy"]["failure_threshold"]
+        self.addCleanup(self.cbctl, "policy", "--fleet", "failure_threshold=3")
+        for answer in ("\n", "n\n", "yesterday\n", "\x04"):
+            with self.subTest(answer=answer):
+                status, shown = on_terminal(command, self.agent.environment(), keys=answer)
+                self.assertEqual(status, 7, shown)
+                self.assertIn("failure_threshold       3 -> 9", shown)
+                self.assertIn("nothing was changed", shown)
+                self.assertEqual(now(), 3)
+        status, shown = on_terminal(command, self.agent.environment(), keys="yes\n")
+        self.assertEqual((status, now()), (0, 9), shown)
+        # Not asked: with --yes, to look, for one breaker, and where there is no terminal.
+        for words in (["--fleet", "failure_threshold=8", "--yes"], ["--fleet"], ["p1", "failure_threshold=4"]):
+            status, shown = on_terminal([*command[:2], *words], self.agent.environment())
+            self.assertEqual(status, 0)
+            self.assertNotIn("[y/N]", shown)
+        self.assertEqual(now(), 8)
+        self.cbctl("policy", "--fleet", "failure_threshold=7", check=0)
+        self.assertEqual(now(), 7)
 
     def test_policy_mistakes(self):
         for words, expected in ((["p", "drift_treshold=1"], "did you mean drift_threshold"),

@@ -167,6 +167,64 @@ static void test_until(void)
 	CU_ASSERT_PTR_NOT_NULL(strstr(until_parse("2h", now, &us), "--for"));
 }
 
+/* Monday, 2026-11-23 22:00, in Central Europe. */
+#define MONDAY (INT64_C(1795467600) * SECOND)
+#define DAY    (86400 * SECOND)
+
+static void means(const char *text, int64_t now, int64_t expected)
+{
+	int64_t us = -1;
+	const char *wrong = until_parse(text, now, &us);
+
+	CU_ASSERT_PTR_NULL(wrong);
+	CU_ASSERT_EQUAL(us, expected);
+	if (us != expected)
+		tap_note("%s: %s, %lld s from now", text, wrong != NULL ? wrong : "taken",
+			 (long long)((us - now) / SECOND));
+}
+
+static void refuses_until(const char *text, int64_t now, const char *why)
+{
+	int64_t us;
+	const char *wrong = until_parse(text, now, &us);
+
+	CU_ASSERT_TRUE(wrong != NULL && strstr(wrong, why) != NULL);
+	if (wrong == NULL || strstr(wrong, why) == NULL)
+		tap_note("%s: %s", text, wrong != NULL ? wrong : "taken");
+}
+
+static void test_until_local(void)
+{
+	static const char *const wrong[] = {
+		"tomorrow",     "today",           "24:00",  "18",     "18:60",     "tomorrow 9",
+		"someday 9:00", "2030-02-30 9:00", "18:00 ", "18:00Z", "2030-01-31"};
+
+	setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3", 1);
+	tzset();
+	means("23:30", MONDAY, MONDAY + 5400 * SECOND);
+	means("21:30", MONDAY, MONDAY + DAY - 1800 * SECOND);
+	means("22:00", MONDAY, MONDAY + DAY);
+	means("today 22:01", MONDAY, MONDAY + 60 * SECOND);
+	refuses_until("today 22:00", MONDAY, "passed");
+	means("tomorrow 09:00", MONDAY, MONDAY + 11 * 3600 * SECOND);
+	means("tomorrow  9:00", MONDAY, MONDAY + 11 * 3600 * SECOND);
+	means("friday 22:00", MONDAY, MONDAY + 4 * DAY);
+	means("Mon 22:00", MONDAY, MONDAY + 7 * DAY);
+	means("monday 22:01", MONDAY, MONDAY + 60 * SECOND);
+	means("sunday 22:00", MONDAY, MONDAY + 6 * DAY);
+	means("2026-12-01 22:00", MONDAY, MONDAY + 8 * DAY);
+	refuses_until("2026-11-22 22:00", MONDAY, "passed");
+	/* Summer begins on 2027-03-28, when 02:30 does not exist; it ends on 2027-10-31, when 02:30 is there twice. */
+	means("2027-07-01 22:00", MONDAY, MONDAY + 220 * DAY - 3600 * SECOND);
+	refuses_until("2027-03-28 02:30", MONDAY, "clocks");
+	means("2027-03-28 03:30", MONDAY, MONDAY + 124 * DAY + (3 * 60 + 30 + 60) * 60 * SECOND);
+	refuses_until("2027-10-31 02:30", MONDAY, "clocks");
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(*wrong); i++)
+		refuses_until(wrong[i], MONDAY, "must be a time");
+	unsetenv("TZ");
+	tzset();
+}
+
 static void formats(int64_t us, const char *expected)
 {
 	char text[64];
@@ -265,6 +323,7 @@ int main(void)
 	CU_add_test(suite, "durations are read", test_duration_parse);
 	CU_add_test(suite, "what is no duration is refused, and why", test_duration_refuses);
 	CU_add_test(suite, "until lies in the future", test_until);
+	CU_add_test(suite, "until in the local zone", test_until_local);
 	CU_add_test(suite, "durations for people", test_duration_format);
 	CU_add_test(suite, "durations as they are read", test_duration_write);
 	CU_add_test(suite, "times for people are local", test_time_format);
