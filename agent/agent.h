@@ -21,6 +21,7 @@ struct outbox;
 struct queries;
 struct writer;
 struct listener;
+struct metrics;
 
 struct agent {
 	struct event_base *base;
@@ -34,6 +35,7 @@ struct agent {
 	struct writer *writer;     /* requests -> database */
 	struct database *database; /* the connections to Postgres */
 	struct listener *listener; /* the socket and its sessions */
+	struct metrics *metrics;   /* counters and probes over HTTP; NULL: not wanted */
 };
 
 #endif /* AGENT_AGENT_H */

@@ -22,6 +22,8 @@
 
 #include "agent/alertmanager.h"
 #include "agent/config.h"
+#include "agent/http.h"
+#include "agent/metrics.h"
 #include "agent/text.h"
 #include "cbshm/segment.h"
 #include "libcbshm/validate.h"
@@ -257,6 +259,35 @@ static bool key_runbook_url(struct parser *parser, const char *value)
 	return set_string(&parser->config->runbook_url, value);
 }
 
+static bool key_metrics_listen(struct parser *parser, const char *value)
+{
+	if (!http_address_valid(value)) {
+		complain(parser, parser->line,
+			 "listen = %s: must be an address and a port, like 127.0.0.1:9847 or "
+			 "[::1]:9847; names are not looked up",
+			 value);
+		return false;
+	}
+	return set_string(&parser->config->metrics_listen, value);
+}
+
+static bool key_metrics_breakers(struct parser *parser, const char *value)
+{
+	unsigned long number;
+
+	errno = 0;
+	number = strtoul(value, NULL, 10);
+	if (strspn(value, "0123456789") != strlen(value) || errno != 0 ||
+	    number > CBSHM_CAPACITY_MAX) {
+		complain(parser, parser->line,
+			 "breakers = %s: must be a number of breakers from 0 to %u", value,
+			 CBSHM_CAPACITY_MAX);
+		return false;
+	}
+	parser->config->metrics_breakers = (unsigned)number;
+	return true;
+}
+
 static bool key_instance(struct parser *parser, const char *value)
 {
 	bool printable = *value != '\0' && strlen(value) <= NAME_BYTES_MAX;
@@ -303,6 +334,8 @@ static const struct {
 	{"alertmanager", "ca_file", key_ca_file, false},
 	{"alertmanager", "resend_interval", key_resend_interval, false},
 	{"alertmanager", "runbook_url", key_runbook_url, false},
+	{"metrics", "listen", key_metrics_listen, false},
+	{"metrics", "breakers", key_metrics_breakers, false},
 	{"agent", "instance", key_instance, false},
 	{"agent", "log_level", key_log_level, false},
 };
@@ -482,6 +515,8 @@ static struct config *defaults(void)
 	config->socket_group = CONFIG_NO_GROUP;
 	config->admin_group = CONFIG_NO_GROUP;
 	config->resend_interval = 60;
+	config->metrics_listen = memory_copy("");
+	config->metrics_breakers = METRICS_BREAKERS_DEFAULT;
 	config->log_level = LOG_LEVEL_INFO;
 	return config;
 }
@@ -539,6 +574,7 @@ void config_free(struct config *config)
 	free(config->basic_auth_file);
 	free(config->ca_file);
 	free(config->runbook_url);
+	free(config->metrics_listen);
 	free(config->host);
 	free(config->instance);
 	free(config);

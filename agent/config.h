@@ -42,6 +42,9 @@ struct config {
 	char *runbook_url;
 	unsigned resend_interval; /* seconds */
 
+	char *metrics_listen; /* [metrics]; "" = off */
+	unsigned metrics_breakers;
+
 	char *host;     /* this machine's name; not a key */
 	char *instance; /* [agent]; the host name unless given */
 	enum log_level log_level;

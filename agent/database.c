@@ -128,6 +128,7 @@ struct database {
 	unsigned sample_count;
 	int64_t offset; /* as told to the segment */
 	bool offset_known;
+	struct database_counters counters;
 };
 
 static struct timeval to_timeval(int64_t microseconds)
@@ -166,6 +167,8 @@ static void change_state(struct database *database, enum database_state to)
 	}
 	if (to == DATABASE_DISCONNECTED)
 		segment_writer_set_state(database->agent->segment, CBSHM_SEGMENT_DISCONNECTED);
+	database->counters.connects += to == DATABASE_LIVE;
+	database->counters.losses += from == DATABASE_LIVE;
 	if (from == DATABASE_LIVE) {
 		database->was_live = database->ever_live = true;
 		database->lost_at = clock_microseconds(CLOCK_MONOTONIC);
@@ -213,6 +216,16 @@ const char *database_incarnation(const struct database *database)
 bool database_is_deaf(const struct database *database)
 {
 	return database->deaf;
+}
+
+int64_t database_clock(const struct database *database)
+{
+	return clock_microseconds(CLOCK_BOOTTIME) + database->offset;
+}
+
+const struct database_counters *database_counters(const struct database *database)
+{
+	return &database->counters;
 }
 
 /* ---- the end of a connection, and the next attempt ---- */
@@ -293,6 +306,7 @@ static void on_reset(evutil_socket_t fd, short what, void *arg)
 	if (!was_live) {
 		database->first_server++;
 		database->failures++;
+		database->counters.failures++;
 	}
 	change_state(database, DATABASE_DISCONNECTED);
 	close_all(database);

@@ -66,6 +66,18 @@ const char *database_incarnation(const struct database *database);
 /* LISTEN does not reach us, as behind a pooler: the mirror has to ask often. */
 bool database_is_deaf(const struct database *database);
 
+/* The database's clock, as far as it is known here: microseconds since the Unix epoch. Once it has been live. */
+int64_t database_clock(const struct database *database);
+
+struct database_counters {
+	uint64_t connects; /* times it became live */
+	uint64_t losses;   /* times it ceased to be */
+	uint64_t failures; /* attempts that did not get so far */
+};
+
+/* Valid until database_free(). */
+const struct database_counters *database_counters(const struct database *database);
+
 /* The mirror's word that its first load is complete. */
 void database_loaded(struct database *database);
 

@@ -21,6 +21,7 @@
 #include "agent/database.h"
 #include "agent/listener.h"
 #include "agent/log.h"
+#include "agent/metrics.h"
 #include "agent/mirror.h"
 #include "agent/notify.h"
 #include "agent/outbox.h"
@@ -91,6 +92,7 @@ static void tell_what_needs_restart(const struct config *was, const struct confi
 	need_restart(was->socket_mode != now->socket_mode, "socket.mode");
 	need_restart(was->socket_group != now->socket_group, "socket.group");
 	need_restart(was->admin_group != now->admin_group, "socket.admin_group");
+	need_restart(strcmp(was->metrics_listen, now->metrics_listen) != 0, "metrics.listen");
 	need_restart(strcmp(was->instance, now->instance) != 0, "agent.instance");
 }
 
@@ -148,6 +150,7 @@ static void on_reload(evutil_socket_t fd, short what, void *arg)
 	swap(&now->conninfo, &read->conninfo);
 	alertmanager = swap_alertmanager(now, read);
 	now->log_level = read->log_level;
+	now->metrics_breakers = read->metrics_breakers;
 	log_set_level(now->log_level);
 	config_free(read);
 	log_event(LOG_LEVEL_INFO, "reloaded", "conninfo=%s alertmanager=%s",
@@ -212,6 +215,7 @@ static void stop(struct program *program)
 	struct event *const events[] = {program->terminate, program->interrupt, program->reload,
 					program->deadline};
 
+	metrics_free(agent->metrics);
 	database_stop(agent->database);
 	writer_free(agent->writer);
 	queries_free(agent->queries);
@@ -310,7 +314,8 @@ static int start(struct program *program)
 	if (writer_new(agent, &agent->writer) != 0)
 		goto failed;
 	agent->database = database_new(agent);
-	if (start_listener(agent, message, sizeof(message)) != 0)
+	if (start_listener(agent, message, sizeof(message)) != 0 ||
+	    metrics_new(agent, &agent->metrics, message, sizeof(message)) != 0)
 		goto failed;
 	log_event(LOG_LEVEL_INFO, "started",
 		  "version=%s instance=%s socket=%s segment=%s capacity=%u breakers=%u",

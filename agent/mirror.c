@@ -50,6 +50,7 @@ struct change {
 	uint64_t version; /* at least */
 	uint64_t put;     /* what the segment had when the question was sent */
 	bool deleted;
+	bool counter; /* only a counter: had to wait for the tick */
 };
 
 /* Names to ask for: a tree by name. */
@@ -89,6 +90,7 @@ struct mirror {
 	struct event *kick;
 	uint64_t applied;
 	bool left_out; /* a row has found no room */
+	struct mirror_counters counted;
 	int64_t full_logged_at;
 };
 
@@ -180,8 +182,16 @@ static void put_failed(struct mirror *mirror, const char *name, int error)
 		    LOG_VALUE(strerror(-error)), segment_writer_breakers(mirror->agent->segment));
 }
 
-static void put(struct mirror *mirror, const PGresult *rows, int row, bool force,
-		bool force_if_equal)
+/* From the change to here. Clocks are only so exact: nothing comes before it was committed. */
+static void note_lag(struct mirror *mirror, enum mirror_source source, int64_t updated_at)
+{
+	const int64_t lag = database_clock(mirror->agent->database) - updated_at;
+
+	histogram_add(&mirror->counted.lag[source], lag > 0 ? (double)lag / 1000000 : 0);
+}
+
+static void put(struct mirror *mirror, const PGresult *rows, int row, enum mirror_source source,
+		bool force, bool force_if_equal)
 {
 	struct segment_writer *segment = mirror->agent->segment;
 	struct breaker_row breaker;
@@ -201,16 +211,11 @@ static void put(struct mirror *mirror, const PGresult *rows, int row, bool force
 	}
 	if (breaker.version > mirror->applied)
 		mirror->applied = breaker.version;
+	if (rc == 1 && source != MIRROR_LOAD)
+		note_lag(mirror, source, breaker.updated_at);
 	/* Timers follow what stands in the segment, not an older row that it has refused. */
 	if (rc == 1 || segment_writer_version(segment, breaker.name) == breaker.version)
 		recovery_note(mirror->agent->recovery, &breaker);
-}
-
-static void apply(struct mirror *mirror, const PGresult *rows)
-{
-	for (int i = 0; i < PQntuples(rows); i++)
-		put(mirror, rows, i, false, false);
-	segment_writer_publish(mirror->agent->segment);
 }
 
 /* Breakers have gone: whoever was left out before them is looked for now, not a minute later. */
@@ -303,7 +308,9 @@ void mirror_apply(struct mirror *mirror, const PGresult *rows, unsigned moment)
 			note_change(mirror, &mirror->urgent, name, (uint64_t)get_int8(rows, i, 1),
 				    true);
 	}
-	apply(mirror, rows);
+	for (int i = 0; i < PQntuples(rows); i++)
+		put(mirror, rows, i, MIRROR_OWN, false, false);
+	segment_writer_publish(mirror->agent->segment);
 	/* Their version does not tell: no later row would put the policy right. */
 	if (moment != mirror->loads)
 		mirror_reload(mirror, NULL, NULL);
@@ -339,7 +346,7 @@ static void on_load_row(const PGresult *row, void *arg)
 {
 	struct mirror *mirror = arg;
 
-	put(mirror, row, 0, mirror->first, mirror->settings);
+	put(mirror, row, 0, MIRROR_LOAD, mirror->first, mirror->settings);
 	/* Nobody waits for the rest of a million rows to see the first. */
 	if (++mirror->loaded % PUBLISH_EVERY == 0)
 		segment_writer_publish(mirror->agent->segment);
@@ -367,6 +374,7 @@ static void on_loaded(struct unit *unit, enum unit_end end, void *arg)
 	segment_writer_load_end(mirror->agent->segment);
 	segment_writer_publish(mirror->agent->segment);
 	look_for_left_out(mirror);
+	mirror->counted.loads++;
 	log_event(first ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG, "loaded",
 		  "breakers=%u milliseconds=%" PRId64, mirror->loaded,
 		  (unit_ended_at(unit) - unit_sent_at(unit)) / 1000);
@@ -442,12 +450,15 @@ static void on_changed(struct unit *unit, enum unit_end end, void *arg)
 	struct change *change;
 
 	if (answered(mirror, unit, end)) {
-		apply(mirror, rows);
 		for (int i = 0; i < PQntuples(rows); i++) {
 			change = changes_find(&mirror->asked, PQgetvalue(rows, i, 0));
+			put(mirror, rows, i,
+			    change != NULL && change->counter ? MIRROR_COUNTERS : MIRROR_NOTIFIED,
+			    false, false);
 			if (change != NULL)
 				change->version = UINT64_MAX;
 		}
+		segment_writer_publish(mirror->agent->segment);
 		twalk_r(mirror->asked.tree, settle_missing, mirror);
 		changes_clear(&mirror->asked);
 		ask(mirror);
@@ -491,6 +502,7 @@ static void take_changes(struct question *question, struct changes *from)
 		if (changes_find(&mirror->asked, change->name) == NULL) {
 			asked = changes_add(&mirror->asked, change->name);
 			asked->put = put;
+			asked->counter = from == &mirror->counters;
 			text_array_add(&question->names, change->name);
 		}
 		free(change);
@@ -548,7 +560,8 @@ static void on_compared(struct unit *unit, enum unit_end end, void *arg)
 		mirror->reload = true;
 	else if (mirror->urgent.count == 0)
 		segment_writer_database_confirmed(mirror->agent->segment);
-	if (mirror->urgent.count > 0 || mirror->reload)
+	if (mirror->urgent.count > 0 || mirror->reload) {
+		mirror->counted.behind++;
 		log_problem(
 			database_is_deaf(mirror->agent->database) ? LOG_LEVEL_DEBUG
 								  : LOG_LEVEL_WARNING,
@@ -557,6 +570,7 @@ static void on_compared(struct unit *unit, enum unit_end end, void *arg)
 			"see what is between agent and server",
 			"changed=%u rows=%" PRIu64 " breakers=%" PRIu64, mirror->urgent.count,
 			mirror->compare_rows, breakers);
+	}
 	ask(mirror);
 }
 
@@ -661,11 +675,23 @@ void mirror_disconnected(struct mirror *mirror)
 	serve_waiters(&mirror->waiting);
 }
 
+const struct mirror_counters *mirror_counters(const struct mirror *mirror)
+{
+	return &mirror->counted;
+}
+
+bool mirror_is_incomplete(const struct mirror *mirror)
+{
+	return mirror->left_out;
+}
+
 struct mirror *mirror_new(struct agent *agent)
 {
 	struct mirror *mirror = memory_new(1, sizeof(*mirror));
 
 	mirror->agent = agent;
+	for (int source = 0; source < MIRROR_LOAD; source++)
+		mirror->counted.lag[source] = (struct histogram)HISTOGRAM(histogram_seconds);
 	mirror->kick = evtimer_new(agent->base, on_kick, mirror);
 	return mirror;
 }

@@ -13,6 +13,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "agent/histogram.h"
+
 struct agent;
 struct mirror;
 struct connection;
@@ -55,6 +57,26 @@ void mirror_gone(struct mirror *mirror, const char *name);
 
 /* The fleet's settings have changed: loads everything; `done` (may be NULL) is called after it, or when it cannot be. */
 void mirror_reload(struct mirror *mirror, void (*done)(void *arg), void *arg);
+
+/* How a row came into the segment. */
+enum mirror_source {
+	MIRROR_OWN,      /* returned by a transaction of this agent */
+	MIRROR_NOTIFIED, /* somebody else has changed it */
+	MIRROR_COUNTERS, /* likewise, but only its counters: these wait for the next tick */
+	MIRROR_LOAD,     /* a full load */
+};
+
+struct mirror_counters {
+	struct histogram lag[MIRROR_LOAD]; /* seconds from a row's updated_at, by mirror_source */
+	uint64_t loads;                    /* of everything */
+	uint64_t behind;                   /* comparisons that have found what nobody had told of */
+};
+
+/* Valid until mirror_free(). */
+const struct mirror_counters *mirror_counters(const struct mirror *mirror);
+
+/* Breakers are missing from the segment for want of room. */
+bool mirror_is_incomplete(const struct mirror *mirror);
 
 /* Nothing is known to be newer than the segment. */
 bool mirror_is_current(const struct mirror *mirror);

@@ -57,6 +57,7 @@ struct recovery {
 	unsigned asked_count;
 	unsigned moment;  /* of the mirror, when they were asked for */
 	unsigned at_once; /* how many go into the next transaction */
+	uint64_t closed;
 	struct event *kick;
 };
 
@@ -227,12 +228,14 @@ static void release_asked(struct recovery *recovery, bool again)
 	recovery->asked_count = 0;
 }
 
-static void log_recovered(const PGresult *result)
+static void note_recovered(struct recovery *recovery, const PGresult *result)
 {
 	for (int i = 0; i < PQntuples(result); i++) {
-		if (*PQgetvalue(result, i, 1) == 't')
-			log_event(LOG_LEVEL_INFO, "recovered", "breaker=%s",
-				  LOG_VALUE(PQgetvalue(result, i, 0)));
+		if (*PQgetvalue(result, i, 1) != 't')
+			continue;
+		recovery->closed++;
+		log_event(LOG_LEVEL_INFO, "recovered", "breaker=%s",
+			  LOG_VALUE(PQgetvalue(result, i, 0)));
 	}
 }
 
@@ -258,7 +261,7 @@ static void on_recovered(struct unit *unit, enum unit_end end, void *arg)
 	switch (end) {
 	case UNIT_DONE:
 		rows = unit_result(unit, 3);
-		log_recovered(unit_result(unit, 2));
+		note_recovered(recovery, unit_result(unit, 2));
 		mirror_apply(recovery->agent->mirror, rows, recovery->moment);
 		if (PQntuples(rows) < (int)recovery->asked_count)
 			drop_gone(recovery, rows);
@@ -353,6 +356,11 @@ static void again(const void *node, VISIT visit, void *arg)
 void recovery_clock_changed(struct recovery *recovery)
 {
 	twalk_r(recovery->endings, again, NULL);
+}
+
+uint64_t recovery_closed(const struct recovery *recovery)
+{
+	return recovery->closed;
 }
 
 struct recovery *recovery_new(struct agent *agent)

@@ -27,4 +27,7 @@ void recovery_ready(struct recovery *recovery);
 /* The offset of the database's clock has changed: deadlines are elsewhere now. */
 void recovery_clock_changed(struct recovery *recovery);
 
+/* How many breakers this agent has closed. */
+uint64_t recovery_closed(const struct recovery *recovery);
+
 #endif /* AGENT_RECOVERY_H */

@@ -1060,6 +1060,11 @@ uint32_t segment_writer_breakers(const struct segment_writer *writer)
 	return writer->breakers;
 }
 
+int64_t segment_writer_confirmed_at(const struct segment_writer *writer)
+{
+	return (int64_t)word_load(&header_of(writer)->database_confirmed);
+}
+
 uint64_t segment_writer_boot_epoch(const struct segment_writer *writer)
 {
 	return word_load(&header_of(writer)->boot_epoch);

@@ -50,6 +50,9 @@ void segment_writer_set_state(struct segment_writer *writer, enum cbshm_segment_
 void segment_writer_heartbeat(struct segment_writer *writer);
 void segment_writer_database_confirmed(struct segment_writer *writer);
 
+/* When the latter was said last, nanoseconds of CLOCK_MONOTONIC; 0: never. */
+int64_t segment_writer_confirmed_at(const struct segment_writer *writer);
+
 /*
  * Tells how the database's clock stands to this host's: database time (microseconds since the
  * Unix epoch) = CLOCK_BOOTTIME in microseconds + offset. Deadlines that are already published are

@@ -32,6 +32,7 @@
 #include "agent/mirror.h"
 #include "agent/query.h"
 #include "agent/segment_writer.h"
+#include "agent/tally.h"
 #include "agent/text.h"
 #include "agent/writer.h"
 
@@ -67,6 +68,7 @@ struct writer {
 	void *lanes_by_name;
 	struct event *kick;
 	struct event *sweep;
+	struct tally tally;
 };
 
 static const char sql_xact_status[] = "SELECT pg_catalog.pg_xact_status($1::pg_catalog.xid8)";
@@ -226,6 +228,7 @@ static void answer_committed(struct batch *batch)
 							.sqlstate = "XX000",
 							.message = "cbshm.apply gave no answer"});
 		} else if (batch_answer(batch, rows[i], &found)) {
+			tally_answer(&batch->writer->tally, ticket->request, &found);
 			answer(ticket, &found);
 		} else {
 			tickets_append(&lane_make(batch->writer, ticket->request)->tickets, ticket);
@@ -485,6 +488,7 @@ static void on_batch(struct unit *unit, enum unit_end end, void *arg)
 		finish(batch);
 		return;
 	}
+	tally_commit(&batch->writer->tally, batch->count, unit_ended_at(unit) - unit_sent_at(unit));
 	committed(batch);
 }
 
@@ -785,11 +789,17 @@ void writer_submit(struct writer *writer, struct request *request)
 	event_active(writer->kick, EV_TIMEOUT, 0);
 }
 
+const struct tally *writer_tally(const struct writer *writer)
+{
+	return &writer->tally;
+}
+
 int writer_new(struct agent *agent, struct writer **writer)
 {
 	struct writer *made = memory_new(1, sizeof(*made));
 
 	made->agent = agent;
+	tally_init(&made->tally);
 	tickets_init(&made->queue);
 	TAILQ_INIT(&made->lanes);
 	made->kick = evtimer_new(agent->base, on_kick, made);

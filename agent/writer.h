@@ -12,6 +12,7 @@
 #include "agent/request.h"
 
 struct agent;
+struct tally;
 struct writer;
 
 int writer_new(struct agent *agent, struct writer **writer);
@@ -30,5 +31,8 @@ void writer_database_changed(struct writer *writer);
 
 /* Nothing waits and nothing is under way. */
 bool writer_is_idle(const struct writer *writer);
+
+/* What it has committed. Valid until writer_free(). */
+const struct tally *writer_tally(const struct writer *writer);
 
 #endif /* AGENT_WRITER_H */

@@ -67,6 +67,8 @@ static void test_defaults(void)
 	CU_ASSERT_PTR_NULL(config->ca_file);
 	CU_ASSERT_PTR_NULL(config->runbook_url);
 	CU_ASSERT_EQUAL(config->resend_interval, 60);
+	CU_ASSERT_STRING_EQUAL(config->metrics_listen, "");
+	CU_ASSERT_EQUAL(config->metrics_breakers, 10000);
 	CU_ASSERT_STRING_EQUAL(config->instance, host);
 	CU_ASSERT_STRING_EQUAL(config->host, host);
 	CU_ASSERT_EQUAL(config->log_level, LOG_LEVEL_INFO);
@@ -82,6 +84,7 @@ static void test_every_key(void)
 		      "[alertmanager]\nurl=http://a:9093,https://b/am\n http://[::1]\n"
 		      "bearer_token_file=/t\nca_file=/c\nresend_interval=7\n"
 		      "runbook_url=https://r/x\n"
+		      "[metrics]\nlisten=[::1]:9847\nbreakers=0\n"
 		      "[agent]\ninstance=a-1\nlog_level=debug\n");
 
 	CU_ASSERT_PTR_NOT_NULL_FATAL(config);
@@ -99,6 +102,8 @@ static void test_every_key(void)
 	CU_ASSERT_STRING_EQUAL(config->ca_file, "/c");
 	CU_ASSERT_EQUAL(config->resend_interval, 7);
 	CU_ASSERT_STRING_EQUAL(config->runbook_url, "https://r/x");
+	CU_ASSERT_STRING_EQUAL(config->metrics_listen, "[::1]:9847");
+	CU_ASSERT_EQUAL(config->metrics_breakers, 0);
 	CU_ASSERT_STRING_EQUAL(config->instance, "a-1");
 	CU_ASSERT_EQUAL(config->log_level, LOG_LEVEL_DEBUG);
 	config_free(config);
@@ -144,6 +149,12 @@ static void test_wrong_values(void)
 	refused("[alertmanager]\nbearer_token_file=/a\nbasic_auth_file=/b\n", "F:3: ", "both");
 	refused("[alertmanager]\nresend_interval=0\n", "F:2: ", "from 1 to 3600");
 	refused("[alertmanager]\nresend_interval=1m\n", "F:2: ", "seconds");
+	refused("[metrics]\nlisten=localhost:9847\n", "F:2: ", "names are not looked up");
+	refused("[metrics]\nlisten=127.0.0.1\n", "F:2: ", "and a port");
+	refused("[metrics]\nlisten=127.0.0.1:0\n", "F:2: ", "and a port");
+	refused("[metrics]\nlisten=::1:9847x\n", "F:2: ", "[::1]:9847");
+	refused("[metrics]\nbreakers=-1\n", "F:2: ", "from 0 to 1048576");
+	refused("[metrics]\nbreakers=1048577\n", "F:2: ", "from 0 to 1048576");
 	refused("[alertmanager]\nrunbook_url=wiki\n", "F:2: ", "http://");
 	refused("[socket]\nadmin_group=-1\n", "F:2: admin_group = -1: ", "no such group");
 	refused("[agent]\ninstance=a b\n", "F:2: instance = a b: ", "printable");
