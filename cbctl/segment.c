@@ -18,8 +18,7 @@
 #include "cbctl/output.h"
 #include "cbctl/timespec.h"
 
-#define HEARTBEAT_LATE_US INT64_C(10000000) /* about 1 s is normal */
-#define DATABASE_LATE_US  INT64_C(30000000) /* likewise */
+#define DATABASE_LATE_US INT64_C(30000000) /* about 1 s is normal */
 
 /* ---- opening ---------------------------------------------------------------------------- */
 
@@ -103,7 +102,7 @@ enum condition condition_of(const struct cbshm_health *health)
 {
 	if (!health->agent_alive)
 		return CONDITION_AGENT_DOWN;
-	if (health->heartbeat_age_us > HEARTBEAT_LATE_US)
+	if (health->agent_hung)
 		return CONDITION_AGENT_HANGS;
 	if (!health->database_live || health->database_age_us > DATABASE_LATE_US)
 		return CONDITION_DATABASE_LOST;
@@ -357,6 +356,7 @@ static void json_age(cJSON *object, const char *name, int64_t us)
 void json_health(cJSON *object, const struct cbshm_health *health)
 {
 	json_bool(object, "agent_alive", health->agent_alive);
+	json_bool(object, "agent_hung", health->agent_hung);
 	json_bool(object, "database_live", health->database_live);
 	json_age(object, "heartbeat_age_seconds", health->heartbeat_age_us);
 	json_age(object, "database_age_seconds", health->database_age_us);
