@@ -36,7 +36,7 @@ static void look_again(struct cbctl *cbctl, const struct parsed *parsed, struct 
 		look->error = segment_states_of(cbctl, parsed->words, (size_t)parsed->count,
 						&look->states);
 	else if (look->error == 0)
-		look->error = segment_states(cbctl, false, &look->states);
+		look->error = segment_states(cbctl, false, "", &look->states);
 	for (size_t i = 0; i < look->states.count; i++)
 		look->disabled += look->states.list[i].disabled;
 }

@@ -184,6 +184,8 @@ struct collecting {
 	struct states *states;
 	size_t room;
 	bool disabled_only;
+	const char *prefix;
+	size_t prefix_length;
 };
 
 static int collect(const struct cbshm_state *state, void *arg)
@@ -192,7 +194,8 @@ static int collect(const struct cbshm_state *state, void *arg)
 	struct states *states = collecting->states;
 
 	states->total++;
-	if (collecting->disabled_only && !state->disabled)
+	if ((collecting->disabled_only && !state->disabled) ||
+	    strncmp(state->name, collecting->prefix, collecting->prefix_length) != 0)
 		return 0;
 	if (states->count == collecting->room) {
 		const size_t room = collecting->room > 0 ? collecting->room * 2 : 64;
@@ -212,9 +215,13 @@ static int compare(const void *a, const void *b)
 	return strcmp(((const struct cbshm_state *)a)->name, ((const struct cbshm_state *)b)->name);
 }
 
-int segment_states(struct cbctl *cbctl, bool disabled_only, struct states *states)
+int segment_states(struct cbctl *cbctl, bool disabled_only, const char *prefix,
+		   struct states *states)
 {
-	struct collecting collecting = {.states = states, .disabled_only = disabled_only};
+	struct collecting collecting = {.states = states,
+					.disabled_only = disabled_only,
+					.prefix = prefix,
+					.prefix_length = strlen(prefix)};
 	int error;
 
 	memset(states, 0, sizeof(*states));
