@@ -10,10 +10,11 @@
  *	state NAME                     -> version=N disabled=0|1 failures=N by=... reason=... (or error)
  *	spin NAME COUNT                -> disabled N            (COUNT checks, nothing else)
  *	watch NAME MILLISECONDS        -> N T:D:EPOCH ...       (N checks; every change with its CLOCK_REALTIME in microseconds)
+ *	pace NAME MILLISECONDS         -> N MICROSECONDS        (a check every millisecond: how many, and the slowest)
  *	drift NAME SCORE [DETAILS]     -> ok INCIDENT-or-- | error CODE MESSAGE
  *	schema-error NAME COUNT        -> likewise
  *	disable NAME FOR_US REASON     -> ok 0|1 INCIDENT-or-- | error CODE MESSAGE
- *	enable NAME                    -> ok 0|1 | error CODE MESSAGE
+ *	enable NAME [BY]               -> ok 0|1 | error CODE MESSAGE
  *	fetch NAME                     -> as state, from the database
  *	timeout MILLISECONDS           -> ok                    (for the writes that follow)
  *	status                         -> 0 or a negative code
@@ -161,6 +162,25 @@ static void do_watch(char *line)
 	printf("\n");
 }
 
+static void do_pace(char *line)
+{
+	struct cbshm_breaker *breaker = handle(word(&line));
+	long count = atol(word(&line));
+	int64_t slowest = 0;
+
+	if (!breaker)
+		return;
+	for (long i = 0; i < count; i++) {
+		int64_t before = now_us();
+		cbshm_check(breaker);
+		int64_t took = now_us() - before;
+		if (took > slowest)
+			slowest = took;
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	}
+	printf("%ld %" PRId64 "\n", count, slowest);
+}
+
 static void print_report(int error, const char *tripped)
 {
 	if (error)
@@ -207,7 +227,8 @@ static void do_disable(char *line)
 static void do_enable(char *line)
 {
 	bool changed = false;
-	int error = cbshm_enable(client, word(&line), NULL, NULL, &call, &changed);
+	const char *name = word(&line);
+	int error = cbshm_enable(client, name, *line ? line : NULL, NULL, &call, &changed);
 
 	if (error)
 		print_error(error);
@@ -294,7 +315,7 @@ static const struct {
 	{"watch", do_watch},     {"drift", do_drift},   {"schema-error", do_schema_error},
 	{"disable", do_disable}, {"enable", do_enable}, {"fetch", do_fetch},
 	{"timeout", do_timeout}, {"status", do_status}, {"health", do_health},
-	{"policy", do_policy},   {"wait", do_wait},
+	{"policy", do_policy},   {"wait", do_wait},     {"pace", do_pace},
 };
 
 static void run(char *line)
