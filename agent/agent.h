@@ -19,6 +19,7 @@ struct notify;
 struct recovery;
 struct outbox;
 struct queries;
+struct subscriptions;
 struct writer;
 struct listener;
 struct metrics;
@@ -32,6 +33,8 @@ struct agent {
 	struct recovery *recovery; /* closes what its TTL has ended */
 	struct outbox *outbox;     /* alerts -> Alertmanager */
 	struct queries *queries;   /* questions -> database */
+	/* changes -> sessions */
+	struct subscriptions *subscriptions;
 	struct writer *writer;     /* requests -> database */
 	struct database *database; /* the connections to Postgres */
 	struct listener *listener; /* the socket and its sessions */

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "agent/arguments.h"
+#include "agent/subscription.h"
 #include "libcbshm/name.h"
 #include "libcbshm/timestamp.h"
 
@@ -284,6 +285,30 @@ static bool take_timeout(const char *field, const cJSON *value, struct request *
 	return true;
 }
 
+static bool take_names(const char *field, const cJSON *value, struct request *request,
+		       struct fault *fault)
+{
+	const int count = cJSON_GetArraySize(value);
+
+	if (!cJSON_IsArray(value) || count < 1 || count > SUBSCRIPTION_NAMES_MAX)
+		return fault_set(fault, REPLY_INVALID_ARGUMENT, field,
+				 "%s must be an array of 1 to %d names", field,
+				 SUBSCRIPTION_NAMES_MAX);
+	request->names = calloc((size_t)count, sizeof(*request->names));
+	if (request->names == NULL)
+		return out_of_memory(fault);
+	for (const cJSON *child = value->child; child != NULL; child = child->next) {
+		if (!cJSON_IsString(child) || name_length(child->valuestring) == 0)
+			return invalid(
+				fault, field,
+				"must be texts of 1 to 128 bytes without control characters");
+		if (!keep(&request->names[request->name_count], child->valuestring, fault))
+			return false;
+		request->name_count++;
+	}
+	return true;
+}
+
 /* ---- policies --------------------------------------------------------------------------- */
 
 static bool take_drift_threshold(const char *field, const cJSON *value, struct request *request,
@@ -431,6 +456,7 @@ static const struct argument method_arguments[METHODS][ARGUMENTS_MAX] = {
 			       {"clear", take_policy_clear, false},
 			       {"by", take_by, false},
 			       TIMEOUT},
+	[METHOD_SUBSCRIBE] = {{"names", take_names, false}},
 	[METHOD_LIST] = {{"after", take_name, false}, {"limit", take_list_limit, false}},
 };
 

@@ -28,6 +28,7 @@
 #include "agent/query.h"
 #include "agent/recovery.h"
 #include "agent/segment_writer.h"
+#include "agent/subscription.h"
 #include "agent/writer.h"
 
 #define EXIT_USAGE 2
@@ -220,6 +221,7 @@ static void stop(struct program *program)
 	writer_free(agent->writer);
 	queries_free(agent->queries);
 	listener_free(agent->listener);
+	subscriptions_free(agent->subscriptions);
 	database_free(agent->database);
 	outbox_free(agent->outbox);
 	recovery_free(agent->recovery);
@@ -311,6 +313,7 @@ static int start(struct program *program)
 	agent->recovery = recovery_new(agent);
 	agent->outbox = outbox_new(agent);
 	agent->queries = queries_new(agent);
+	agent->subscriptions = subscriptions_new(agent->base, agent->segment);
 	if (writer_new(agent, &agent->writer) != 0)
 		goto failed;
 	agent->database = database_new(agent);

@@ -25,6 +25,7 @@ enum handler {
 	HANDLER_INFO,
 	HANDLER_DESCRIPTION,
 	HANDLER_LIST,
+	HANDLER_STREAM,
 	HANDLER_WRITER, /* goes to the writer as a request of `kind` */
 };
 
@@ -55,6 +56,8 @@ static const struct method {
 	[METHOD_SET_POLICY] = {INTERFACE "SetPolicy", ACCESS_ADMIN, EFFECT_POLICY, HANDLER_WRITER,
 			       REQUEST_SET_POLICY},
 	[METHOD_LIST] = {INTERFACE "List", ACCESS_REPORT, EFFECT_READ, HANDLER_LIST, 0},
+	[METHOD_SUBSCRIBE] = {INTERFACE "Subscribe", ACCESS_REPORT, EFFECT_STREAM, HANDLER_STREAM,
+			      0},
 };
 
 const char *method_name(enum method_id method)
@@ -92,11 +95,17 @@ static bool unknown_method(const char *name, struct fault *fault)
 	return fault_set(fault, REPLY_METHOD_NOT_FOUND, name, "%s", "");
 }
 
-static bool check_flags(const struct message *message, struct fault *fault)
+static bool check_flags(enum handler handler, const struct message *message, struct fault *fault)
 {
+	const bool stream = handler == HANDLER_STREAM;
+
 	if (message->upgrade)
 		return fault_set(fault, REPLY_INVALID_PARAMETER, "upgrade", "%s", "");
-	if (message->more)
+	if (stream && !message->more)
+		return fault_set(fault, REPLY_EXPECTED_MORE, NULL, "%s", "");
+	if (stream && message->oneway)
+		return fault_set(fault, REPLY_INVALID_PARAMETER, "oneway", "%s", "");
+	if (message->more && !stream)
 		return fault_set(fault, REPLY_INVALID_PARAMETER, "more", "%s", "");
 	return true;
 }
@@ -167,6 +176,9 @@ static void handle(const struct message *message, const struct caller *caller,
 	case HANDLER_LIST:
 		*reply = list(message, caller, fault);
 		break;
+	case HANDLER_STREAM:
+		dispatch->stream = true;
+		/* fall through */
 	case HANDLER_WRITER:
 		dispatch->request = make_request(dispatch->method, message, caller->peer, fault);
 		break;
@@ -184,7 +196,7 @@ int methods_dispatch(const struct message *message, const struct caller *caller,
 	if (dispatch->method == METHOD_UNKNOWN)
 		unknown_method(message->method, &fault);
 	else if (check_access(&methods[dispatch->method], caller, &fault) &&
-		 check_flags(message, &fault))
+		 check_flags(methods[dispatch->method].handler, message, &fault))
 		handle(message, caller, dispatch, &reply, &fault);
 	dispatch->error = fault.error;
 	if (fault.error != REPLY_OK)

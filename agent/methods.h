@@ -27,6 +27,7 @@ enum method_id {
 	METHOD_GET_INCIDENTS,
 	METHOD_SET_POLICY,
 	METHOD_LIST,
+	METHOD_SUBSCRIBE,
 	METHOD_UNKNOWN, /* for counting what was called by no known name */
 	METHODS
 };
@@ -43,6 +44,7 @@ enum method_effect {
 	EFFECT_READ,
 	EFFECT_WRITE,
 	EFFECT_POLICY,
+	EFFECT_STREAM, /* takes the connection for itself */
 };
 
 enum method_effect method_effect(const char *name);
@@ -58,6 +60,7 @@ struct caller {
 struct dispatch {
 	enum method_id method;
 	struct request *request; /* to be submitted; the receiver sets done and arg */
+	bool stream;             /* or the names in it to be subscribed to, and the request freed */
 	char *reply;             /* to be sent; free() */
 	enum reply_error error;  /* of the reply */
 };

@@ -83,6 +83,8 @@ struct request {
 	char *request_id; /* UUID in text */
 	bool include_resolved;
 	uint32_t limit;
+	char **names; /* Subscribe's; NULL: all */
+	size_t name_count;
 	uint32_t policy_set;   /* REQUEST_POLICY_* */
 	uint32_t policy_clear; /* likewise */
 	double drift_threshold;
