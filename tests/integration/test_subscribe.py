@@ -8,6 +8,7 @@ import unittest
 from support import tap
 from support.agent import Agent, wait_for
 from support.postgres import Postgres
+from support.probe import Probe
 from support.varlink import Varlink
 
 
@@ -41,7 +42,7 @@ class Follower:
             self.take()
 
 
-class Subscribe(unittest.TestCase):
+class SubscriptionCase(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.postgres = Postgres().migrate()
@@ -52,14 +53,16 @@ class Subscribe(unittest.TestCase):
         self.agent = Agent(self.postgres)
         self.addCleanup(self.agent.close)
 
+    def make(self, count):
+        self.postgres.psql(f"INSERT INTO cbshm.breaker (name) SELECT 'b' || i FROM generate_series(1, {count}) i")
+        wait_for(lambda: self.agent.header()[2] >= count, what="the mirror")
+
+
+class Subscribe(SubscriptionCase):
     def follow(self, *args, **options):
         follower = Follower(self.agent, *args, **options)
         self.addCleanup(follower.connection.close)
         return follower
-
-    def make(self, count):
-        self.postgres.psql(f"INSERT INTO cbshm.breaker (name) SELECT 'b' || i FROM generate_series(1, {count}) i")
-        wait_for(lambda: self.agent.header()[2] >= count, what="the mirror")
 
     def test_listing_then_changes(self):
         self.make(250)
@@ -122,6 +125,68 @@ class Subscribe(unittest.TestCase):
         self.assertEqual(self.agent.stop(), 0)
         with self.assertRaises(EOFError):
             follower.take()
+
+
+class Library(SubscriptionCase):
+    """The same through the library, by an engine that waits for the descriptor in poll()."""
+
+    def setUp(self):
+        super().setUp()
+        self.probe = Probe(self.agent)
+        self.addCleanup(self.probe.close)
+
+    def told(self, until, timeout=20):
+        """The events up to one that begins so; the last state of each breaker."""
+        states = {}
+        while True:
+            answer = self.probe.ask(f"event {timeout * 1000}")
+            self.assertFalse(answer.startswith("error"), answer)
+            kind, *rest = answer.split()
+            if kind in ("state", "unknown"):
+                states[rest[0]] = rest[1] if kind == "state" else None
+            if answer.startswith(until):
+                return states
+
+    def test_events(self):
+        self.make(250)
+        self.agent.cbctl("disable", "b7", "--reason", "why", "--for", "1h", check=0)
+        self.assertEqual(self.probe.ask("subscribe"), "ok")
+        states = self.told("complete")
+        self.assertEqual(len(states), 250)
+        self.assertEqual((states["b7"], states["b8"]), ("1", "0"))
+        self.assertTrue(self.probe.ask("event 100").startswith("error -11"))
+        self.agent.cbctl("disable", "b8", "--reason", "why", check=0)
+        self.told("state b8 1")
+        self.postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'b9'")
+        self.told("unknown b9")
+
+    def test_names(self):
+        self.assertEqual(self.probe.ask("subscribe x y"), "ok")
+        self.assertEqual(self.told("complete"), {"x": None, "y": None})
+        self.agent.cbctl("disable", "y", "--reason", "r", check=0)
+        self.told("state y 1")
+
+    def test_reconnects(self):
+        self.make(5)
+        self.agent.cbctl("disable", "b1", "--reason", "r", check=0)
+        self.assertEqual(self.probe.ask("subscribe"), "ok")
+        self.told("complete")
+        self.agent.kill9()
+        self.told("lost -9")
+        self.assertTrue(self.probe.ask("event 300").startswith("error -11"), "one loss is told once")
+        self.postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'b2'")
+        self.agent.start()
+        states = self.told("complete")
+        self.assertEqual(states, {"b1": "1", "b3": "0", "b4": "0", "b5": "0"})
+        self.agent.cbctl("enable", "b1", check=0)
+        self.told("state b1 0")
+
+    def test_before_there_is_an_agent(self):
+        self.agent.stop()
+        self.assertEqual(self.probe.ask("subscribe"), "ok")
+        self.told("lost -9")
+        self.agent.start()
+        self.assertEqual(self.told("complete"), {})
 
 
 if __name__ == "__main__":
