@@ -20,6 +20,7 @@ struct recovery;
 struct outbox;
 struct queries;
 struct subscriptions;
+struct fleet;
 struct writer;
 struct listener;
 struct metrics;
@@ -35,6 +36,7 @@ struct agent {
 	struct queries *queries;   /* questions -> database */
 	/* changes -> sessions */
 	struct subscriptions *subscriptions;
+	struct fleet *fleet;       /* barriers: what all agents have applied */
 	struct writer *writer;     /* requests -> database */
 	struct database *database; /* the connections to Postgres */
 	struct listener *listener; /* the socket and its sessions */

@@ -25,6 +25,8 @@ enum request_kind {
 	REQUEST_SET_POLICY,
 	REQUEST_GET_STATE,
 	REQUEST_GET_INCIDENTS,
+	REQUEST_GET_AGENTS,
+	REQUEST_WAIT_FLEET,
 	REQUEST_KINDS
 };
 
@@ -63,7 +65,7 @@ struct answer {
 	const char *sqlstate;
 	bool changed; /* disable, enable */
 	const char *
-		json; /* by kind: the Incident, State, Policy or array of Incidents of io.cbshm, or NULL */
+		json; /* by kind: the Incident, State, Policy, Fleet or array of io.cbshm, or NULL */
 };
 
 struct request {

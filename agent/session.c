@@ -349,8 +349,8 @@ static void dispatch(struct session *session, struct call *call, const struct me
 		return;
 	}
 	call->reserved = REPLY_SIZE_COMMON + size;
-	if (result.method == METHOD_GET_INCIDENTS)
-		call->reserved = methods_incidents_room(result.request);
+	if (methods_reply_room(result.request) > 0)
+		call->reserved = methods_reply_room(result.request);
 	session->reserved += call->reserved;
 	result.request->done = request_done;
 	result.request->arg = call;
