@@ -19,8 +19,6 @@ struct notify;
 struct recovery;
 struct outbox;
 struct queries;
-struct subscriptions;
-struct fleet;
 struct writer;
 struct listener;
 struct metrics;
@@ -34,9 +32,6 @@ struct agent {
 	struct recovery *recovery; /* closes what its TTL has ended */
 	struct outbox *outbox;     /* alerts -> Alertmanager */
 	struct queries *queries;   /* questions -> database */
-	/* changes -> sessions */
-	struct subscriptions *subscriptions;
-	struct fleet *fleet;       /* barriers: what all agents have applied */
 	struct writer *writer;     /* requests -> database */
 	struct database *database; /* the connections to Postgres */
 	struct listener *listener; /* the socket and its sessions */

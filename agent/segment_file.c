@@ -99,6 +99,7 @@ static int open_ours(const char *path, bool readable, int *descriptor,
 
 static int create_ours(const char *path, int *descriptor, const struct segment_message *message)
 {
+	crash_point();
 	int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
 
 	if (fd < 0)
@@ -213,6 +214,7 @@ static int allocate(int fd, uint64_t offset, uint64_t length)
 {
 	int error;
 
+	crash_point();
 	do {
 		error = posix_fallocate(fd, (off_t)offset, (off_t)length);
 	} while (error == EINTR);
@@ -241,6 +243,7 @@ static int fill_header(struct segment_file *file, uint32_t slots)
 	layout->hash_key[1] = random[1];
 	/* So that a waiter that has seen another segment's sequence sees a change. */
 	header->change_sequence = random[2] >> 8;
+	crash_point();
 	header->byte_order = CBSHM_BYTE_ORDER;
 	header->layout_major = CBSHM_LAYOUT_MAJOR;
 	header->layout_minor = CBSHM_LAYOUT_MINOR;
@@ -272,6 +275,7 @@ static int remove_leftover(const char *path, const struct segment_message *messa
 	if (status.st_uid != geteuid())
 		return segment_fail(message, -EPERM, "%s belongs to uid %u; remove it", path,
 				    (unsigned int)status.st_uid);
+	crash_point();
 	if (unlink(path) < 0)
 		return segment_fail(message, -errno, "%s cannot be removed: %s", path,
 				    strerror(errno));
@@ -321,6 +325,7 @@ int segment_file_install(const char *name, const struct segment_message *message
 
 	segment_path(from, name, SUFFIX_NEW);
 	segment_path(to, name, "");
+	crash_point();
 	if (rename(from, to) < 0)
 		return segment_fail(message, -errno, "%s cannot be put in place: %s", to,
 				    strerror(errno));
@@ -340,6 +345,7 @@ void segment_file_discard(struct segment_file *file, const char *name)
 int segment_file_permit(const struct segment_file *file, const struct segment_options *options,
 			const struct segment_message *message)
 {
+	crash_point();
 	if (options->group != (gid_t)-1 && fchown(file->fd, (uid_t)-1, options->group) < 0)
 		return segment_fail(message, -errno,
 				    "the segment cannot be given to group %u: %s ([segment] group; "
@@ -422,6 +428,7 @@ int segment_owner_take(const struct segment_file *file, const struct segment_mes
 	pthread_mutexattr_t attributes;
 	int error;
 
+	crash_point();
 	memset(header->owner_mutex, 0, sizeof(header->owner_mutex));
 	error = pthread_mutexattr_init(&attributes);
 	if (!error)
@@ -430,6 +437,7 @@ int segment_owner_take(const struct segment_file *file, const struct segment_mes
 		error = pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
 	if (!error)
 		error = pthread_mutex_init(owner_mutex(file), &attributes);
+	crash_point();
 	if (!error)
 		error = pthread_mutex_lock(owner_mutex(file));
 	if (error)
@@ -450,6 +458,7 @@ int segment_owner_take(const struct segment_file *file, const struct segment_mes
 
 void segment_owner_release(const struct segment_file *file)
 {
+	crash_point();
 	pthread_mutex_unlock(owner_mutex(file));
 }
 
@@ -462,5 +471,6 @@ void segment_wake(const struct segment_file *file)
 	futex++; /* its low half */
 #endif
 	word_store(&header->change_sequence, word_load(&header->change_sequence) + 1);
+	crash_point();
 	syscall(SYS_futex, futex, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }

@@ -37,6 +37,7 @@
 #define DEFAULT_SOCKET  "/run/cbshm/io.cbshm"
 #define DEFAULT_OWNER   "cbagent"
 #define RETRY_NS        INT64_C(1000000000)
+#define FOLLOW_TRIES    8 /* replacements under one call */
 
 bool try_enter(_Atomic pid_t *flag)
 {
@@ -153,28 +154,62 @@ static bool same_file(const struct mapping *mapping, const struct stat *status)
 	return mapping && mapping->inode == status->st_ino && mapping->device == status->st_dev;
 }
 
-/* One attempt; the caller holds the try-flag. 0 also if the name still leads to the current mapping. */
-static int attach_file(struct cbshm *client)
+static void unmap(struct mapping *mapping)
+{
+	munmap(mapping->view.base, mapping->view.layout.total_size);
+	munmap(mapping, sizeof(*mapping));
+}
+
+/*
+ * One look at the name. 0 also if it still leads to the current mapping. Threads, and the handler that interrupts one, may
+ * each look at once: the first whose mapping becomes the current one wins, and nobody has seen that of another. None may
+ * leave it to another, as its answer would be one of a segment that has been replaced.
+ */
+static int attach_once(struct cbshm *client, int *fd)
 {
 	struct mapping *current = segment_current(client);
 	struct segment_layout layout;
 	struct mapping *mapping;
 	struct stat status;
-	int fd = -1;
-	int error = open_trusted(client, &status, &fd);
+	int error = open_trusted(client, &status, fd);
 
-	if (!error && !same_file(current, &status)) {
-		error = read_layout(fd, &layout);
-		if (!error)
-			error = map_segment(fd, &layout, &status, current, &mapping);
-		if (!error) /* pairs with segment_current() */
-			atomic_store_explicit(&client->reader->current, mapping,
-					      memory_order_release);
+	if (error || same_file(current, &status))
+		return error;
+	error = read_layout(*fd, &layout);
+	if (!error)
+		error = map_segment(*fd, &layout, &status, current, &mapping);
+	/* The release pairs with segment_current(). */
+	if (!error &&
+	    !atomic_compare_exchange_strong_explicit(&client->reader->current, &current, mapping,
+						     memory_order_release, memory_order_relaxed))
+		unmap(mapping);
+	return error;
+}
+
+/* What has been opened is no longer under any name: another file has got it meanwhile. */
+static bool has_lost_name(int fd)
+{
+	struct stat status;
+
+	return fd >= 0 && fstat(fd, &status) == 0 && status.st_nlink == 0;
+}
+
+static int attach_file(struct cbshm *client)
+{
+	bool again = true;
+	int error = 0;
+
+	for (int i = 0; again && i < FOLLOW_TRIES; i++) {
+		int fd = -1;
+
+		error = attach_once(client, &fd);
+		if (error == CBSHM_ERR_SYSTEM)
+			atomic_store_explicit(&client->reader->system_error, errno,
+					      memory_order_relaxed);
+		again = error && has_lost_name(fd);
+		if (fd >= 0)
+			close(fd);
 	}
-	if (error == CBSHM_ERR_SYSTEM)
-		atomic_store_explicit(&client->reader->system_error, errno, memory_order_relaxed);
-	if (fd >= 0)
-		close(fd);
 	return error;
 }
 
@@ -186,7 +221,7 @@ static int64_t coarse_now(void)
 	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Makes an attempt, if nobody else is making one and, unless `now`, the last one is a second ago. */
+/* Makes an attempt, unless the last one was made less than a second ago and it is not to be made `now`. */
 static bool attempt(struct cbshm *client, bool now)
 {
 	struct segment_reader *reader = client->reader;
@@ -194,11 +229,8 @@ static bool attempt(struct cbshm *client, bool now)
 
 	if (!now && time < atomic_load_explicit(&reader->next_attempt, memory_order_relaxed))
 		return false;
-	if (!try_enter(&reader->attaching))
-		return false;
 	atomic_store_explicit(&reader->next_attempt, time + RETRY_NS, memory_order_relaxed);
 	atomic_store_explicit(&reader->error, attach_file(client), memory_order_relaxed);
-	try_leave(&reader->attaching);
 	return true;
 }
 
@@ -219,19 +251,28 @@ int segment_attach(struct cbshm *client, bool now)
 
 /*
  * The agent first sets MOVED in every word, then gives the name to the new segment, then retires the old one.
- * So there is one attempt at once when it is retired, since then the new one is there; and one a second
- * otherwise, for an agent that was killed in between.
+ * In between, or after a kill in between, only the name tells which of the two counts: it is looked at each time. A
+ * retired one has a successor: one attempt at once finds it, or else one a second.
  */
 bool segment_follow(struct cbshm *client, struct mapping *from)
 {
 	if (segment_current(client) != from)
 		return true;
 	bool retired = word_load(&segment_header(&from->view)->state) == CBSHM_SEGMENT_RETIRED;
-	bool first = retired && !atomic_load_explicit(&from->followed, memory_order_relaxed);
+	bool now = !retired || !atomic_load_explicit(&from->followed, memory_order_relaxed);
+	bool made = attempt(client, now);
 
-	if (attempt(client, first) && first)
+	if (segment_current(client) != from)
+		return true;
+	/*
+	 * Only now: a child could have got this from another thread, and not the new mapping. And not while the name is
+	 * missing, which an agent sets right within a second.
+	 */
+	if (made && retired &&
+	    atomic_load_explicit(&client->reader->error, memory_order_relaxed) !=
+		    CBSHM_ERR_NO_SEGMENT)
 		atomic_store_explicit(&from->followed, true, memory_order_relaxed);
-	return segment_current(client) != from;
+	return false;
 }
 
 bool segment_seek(struct cbshm *client, struct mapping *from)
@@ -245,10 +286,15 @@ struct mapping *segment_newest(struct cbshm *client, int *error)
 	*error = segment_attach(client, true);
 	if (*error)
 		return NULL;
+	/* MOVED, not RETIRED: an agent that was killed in between has left the one without the other. */
 	struct mapping *mapping = segment_current(client);
-	if (word_load(&segment_header(&mapping->view)->state) == CBSHM_SEGMENT_RETIRED)
-		segment_follow(client, mapping);
-	return segment_current(client);
+	for (int i = 0; i < FOLLOW_TRIES; i++, mapping = segment_current(client)) {
+		uint64_t word = word_load(&segment_header(&mapping->view)->index_word);
+
+		if (!(word & CBSHM_WORD_MOVED) || !segment_follow(client, mapping))
+			break;
+	}
+	return mapping;
 }
 
 int cbshm_segment_status(struct cbshm *client)
@@ -383,8 +429,7 @@ static void reader_free(struct segment_reader *reader)
 	while (mapping) {
 		struct mapping *older = mapping->older;
 
-		munmap(mapping->view.base, mapping->view.layout.total_size);
-		munmap(mapping, sizeof(*mapping));
+		unmap(mapping);
 		mapping = older;
 	}
 	free(reader->path);

@@ -23,8 +23,9 @@ struct mapping {
 	struct segment_view view;
 	dev_t device;
 	ino_t inode;
-	bool same_boot;        /* made under the kernel that runs now, as far as anybody can say */
-	_Atomic bool followed; /* its replacement has been looked for since it was retired */
+	bool same_boot; /* made under the kernel that runs now, as far as anybody can say */
+	_Atomic bool
+		followed; /* its replacement has been looked for in vain since it was retired */
 	struct mapping *older; /* the one that it replaced */
 };
 
@@ -32,7 +33,6 @@ struct segment_reader {
 	char *path;
 	int64_t opened; /* nanoseconds of CLOCK_MONOTONIC */
 	struct mapping *_Atomic current;
-	_Atomic pid_t attaching;      /* see try_enter() */
 	_Atomic int64_t next_attempt; /* nanoseconds of CLOCK_MONOTONIC_COARSE */
 	_Atomic int error;            /* of the last attempt, a CBSHM_ERR_* */
 	_Atomic int system_error;     /* and its errno */

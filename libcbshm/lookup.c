@@ -119,14 +119,15 @@ void handle_resolve(struct handle *handle, struct resolved *resolved)
 		if ((resolved->word & CBSHM_WORD_MOVED) &&
 		    segment_follow(handle->client, binding->mapping)) {
 			handle_rebind(handle, binding);
-			resolved->word = word_load(binding->word);
+			continue; /* which may have been replaced as well by now */
 		}
 		resolved->basis = binding->slot == BINDING_UNKNOWN ? CBSHM_BASIS_UNKNOWN
 								   : CBSHM_BASIS_SEGMENT;
 		if (binding_fits(binding, resolved->word))
 			return;
 		handle_rebind(handle, binding);
-		if (binding->slot == BINDING_UNKNOWN)
+		if (binding->slot == BINDING_UNKNOWN &&
+		    !(word_load(binding->word) & CBSHM_WORD_MOVED))
 			break; /* not there at a moment of this call: that is an answer */
 	}
 	resolved->basis = CBSHM_BASIS_UNKNOWN;

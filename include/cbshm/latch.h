@@ -80,6 +80,16 @@ static inline void latch_fence_acquire(void)
 }
 #endif
 
+/*
+ * Where a test kills the writer: before every store here, and before every step that changes a file (agent/segment_file.c).
+ * Nothing in the product; tests/torture/crash_points.c is built with it.
+ */
+#ifdef CBSHM_CRASH_POINTS
+void crash_point(void);
+#else
+static inline void crash_point(void) {}
+#endif
+
 static inline uint64_t word_load(const uint64_t *word)
 {
 	return __atomic_load_n(word, __ATOMIC_ACQUIRE);
@@ -87,6 +97,7 @@ static inline uint64_t word_load(const uint64_t *word)
 
 static inline void word_store(uint64_t *word, uint64_t value)
 {
+	crash_point();
 	__atomic_store_n(word, value, __ATOMIC_RELEASE);
 }
 
@@ -97,6 +108,7 @@ static inline uint32_t word32_load(const uint32_t *word)
 
 static inline void word32_store(uint32_t *word, uint32_t value)
 {
+	crash_point();
 	__atomic_store_n(word, value, __ATOMIC_RELEASE);
 }
 
@@ -119,8 +131,10 @@ static inline void payload_read(uint64_t *to, const uint64_t *from, size_t count
 
 static inline void payload_write(uint64_t *to, const uint64_t *from, size_t count)
 {
-	for (size_t i = 0; i < count; i++)
+	for (size_t i = 0; i < count; i++) {
+		crash_point();
 		__atomic_store_n(&to[i], from[i], CBSHM_PAYLOAD_STORE);
+	}
 }
 
 /* A detail as words: a union, so that no aliasing rule is bent. */
