@@ -19,6 +19,8 @@ struct notify;
 struct recovery;
 struct outbox;
 struct queries;
+struct subscriptions;
+struct fleet;
 struct writer;
 struct listener;
 struct metrics;
@@ -32,6 +34,9 @@ struct agent {
 	struct recovery *recovery; /* closes what its TTL has ended */
 	struct outbox *outbox;     /* alerts -> Alertmanager */
 	struct queries *queries;   /* questions -> database */
+	/* changes -> sessions */
+	struct subscriptions *subscriptions;
+	struct fleet *fleet;       /* barriers: what all agents have applied */
 	struct writer *writer;     /* requests -> database */
 	struct database *database; /* the connections to Postgres */
 	struct listener *listener; /* the socket and its sessions */

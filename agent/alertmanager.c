@@ -57,6 +57,7 @@ struct alertmanager {
 	char *basic_auth_file;
 	SSL_CTX *tls;
 	char trouble[REASON_LENGTH]; /* why there can be no TLS */
+	uint64_t *posts;             /* counts of the owner, by enum post_result */
 };
 
 struct post {
@@ -68,9 +69,10 @@ struct post {
 	unsigned next;  /* to be tried */
 	struct evhttp_connection *connection;
 	struct event *step;
+	bool timed_out;
 	bool answered;
 	bool ended;
-	enum delivery_end end;
+	enum post_result result;
 	char reason[REASON_LENGTH];
 };
 
@@ -176,6 +178,18 @@ static bool parse_urls(const char *urls, struct member *members, unsigned *count
 	}
 	free(copy);
 	return problem == NULL;
+}
+
+const char *post_result_name(enum post_result result)
+{
+	static const char *const names[POST_RESULTS] = {
+		[POST_ACCEPTED] = "accepted", [POST_REFUSED] = "refused",
+		[POST_STATUS] = "status",     [POST_LOOKUP] = "lookup",
+		[POST_CONNECT] = "connect",   [POST_TLS] = "tls",
+		[POST_TIMEOUT] = "timeout",   [POST_INTERNAL] = "internal",
+	};
+
+	return names[result];
 }
 
 bool alertmanager_check(const char *urls, char *reason, size_t size)
@@ -290,11 +304,11 @@ static SSL *new_tls(const struct alertmanager *alertmanager, const struct member
 
 /* ---- one post ---- */
 
-static void post_end(struct post *post, enum delivery_end end, const char *format, ...)
+static void post_end(struct post *post, enum post_result result, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
 /* What became of it; for good when on_step() runs. */
-static void post_end(struct post *post, enum delivery_end end, const char *format, ...)
+static void post_end(struct post *post, enum post_result result, const char *format, ...)
 {
 	const int length =
 		snprintf(post->reason, sizeof(post->reason), "%.200s: ", post->member->url);
@@ -303,7 +317,7 @@ static void post_end(struct post *post, enum delivery_end end, const char *forma
 	va_start(args, format);
 	vsnprintf(post->reason + length, sizeof(post->reason) - (size_t)length, format, args);
 	va_end(args);
-	post->end = end;
+	post->result = result;
 	event_active(post->step, EV_TIMEOUT, 0);
 }
 
@@ -324,13 +338,14 @@ static void no_answer(struct post *post, int error)
 	unsigned long tls_problem = tls != NULL ? bufferevent_get_openssl_error(buffer) : 0;
 
 	if (verified != X509_V_OK)
-		post_end(post, DELIVERY_FAILED, "its certificate is refused: %s",
+		post_end(post, POST_TLS, "its certificate is refused: %s",
 			 X509_verify_cert_error_string(verified));
 	else if (tls_problem != 0)
-		post_end(post, DELIVERY_FAILED, "TLS: %s", tls_error(tls_problem));
+		post_end(post, POST_TLS, "TLS: %s", tls_error(tls_problem));
 	else
-		post_end(post, DELIVERY_FAILED, "no answer from %s%s%s", address,
-			 error != 0 ? ": " : "", error != 0 ? strerror(error) : "");
+		post_end(post, post->timed_out ? POST_TIMEOUT : POST_CONNECT,
+			 "no answer from %s%s%s", address, error != 0 ? ": " : "",
+			 error != 0 ? strerror(error) : "");
 }
 
 /* What a member that is well says of alerts that are not. */
@@ -355,10 +370,18 @@ static void on_answer(struct evhttp_request *request, void *arg)
 	length = evbuffer_copyout(evhttp_request_get_input_buffer(request), said, sizeof(said) - 1);
 	said[length > 0 ? length : 0] = '\0';
 	if (code >= 200 && code <= 299)
-		post_end(post, DELIVERY_ACCEPTED, "status %d", code);
+		post_end(post, POST_ACCEPTED, "status %d", code);
 	else
-		post_end(post, is_refusal(code) ? DELIVERY_REFUSED : DELIVERY_FAILED,
-			 "status %d: %s", code, said);
+		post_end(post, is_refusal(code) ? POST_REFUSED : POST_STATUS, "status %d: %s", code,
+			 said);
+}
+
+/* Before on_answer(), which is not told why there is none. */
+static void on_request_error(enum evhttp_request_error error, void *arg)
+{
+	struct post *post = arg;
+
+	post->timed_out = error == EVREQ_HTTP_TIMEOUT;
 }
 
 static struct evhttp_request *new_request(struct post *post)
@@ -368,6 +391,7 @@ static struct evhttp_request *new_request(struct post *post)
 
 	if (request == NULL)
 		return NULL;
+	evhttp_request_set_error_cb(request, on_request_error);
 	headers = evhttp_request_get_output_headers(request);
 	evhttp_add_header(headers, "Host", post->member->host_header);
 	evhttp_add_header(headers, "Content-Type", "application/json");
@@ -413,10 +437,11 @@ static void connect_next(struct post *post)
 	const struct timeval timeout = {.tv_sec = share / 1000000, .tv_usec = share % 1000000};
 	struct evhttp_request *request;
 
+	post->timed_out = false;
 	post->connection = new_connection(post, address);
 	if (post->connection == NULL) {
 		post->next = post->count;
-		post_end(post, DELIVERY_FAILED, "%s", post->delivery->alertmanager->trouble);
+		post_end(post, POST_INTERNAL, "%s", post->delivery->alertmanager->trouble);
 		return;
 	}
 	evhttp_connection_set_timeout_tv(post->connection, &timeout);
@@ -426,7 +451,7 @@ static void connect_next(struct post *post)
 	errno = 0;
 	if (request == NULL || evhttp_make_request(post->connection, request, EVHTTP_REQ_POST,
 						   post->member->path) != 0)
-		post_end(post, DELIVERY_FAILED, "no request could be made to %s", address);
+		post_end(post, POST_INTERNAL, "no request could be made to %s", address);
 }
 
 static void on_resolved(const struct resolution *resolutions, unsigned count, void *arg)
@@ -437,7 +462,7 @@ static void on_resolved(const struct resolution *resolutions, unsigned count, vo
 	post->count = resolutions->count;
 	memcpy(post->addresses, resolutions->addresses, sizeof(post->addresses));
 	if (post->count == 0)
-		post_end(post, DELIVERY_FAILED, "cannot look up the host %.200s: %s",
+		post_end(post, POST_LOOKUP, "cannot look up the host %.200s: %s",
 			 post->member->host, resolutions->error);
 	else
 		connect_next(post);
@@ -456,27 +481,35 @@ static void post_start(struct post *post)
 	post->resolver =
 		resolver_start(post->delivery->alertmanager->base, &host, 1, on_resolved, post);
 	if (post->resolver == NULL)
-		post_end(post, DELIVERY_FAILED, "no thread could be started to look up the host");
+		post_end(post, POST_INTERNAL, "no thread could be started to look up the host");
 }
 
 /* ---- the delivery ---- */
+
+static enum delivery_end end_of(enum post_result result)
+{
+	return result == POST_ACCEPTED  ? DELIVERY_ACCEPTED
+	       : result == POST_REFUSED ? DELIVERY_REFUSED
+					: DELIVERY_FAILED;
+}
 
 static void delivery_end(struct delivery *delivery)
 {
 	const struct post *worst = &delivery->posts[0];
 
 	for (unsigned i = 1; i < delivery->alertmanager->count; i++) {
-		if (delivery->posts[i].end > worst->end)
+		if (end_of(delivery->posts[i].result) > end_of(worst->result))
 			worst = &delivery->posts[i];
 	}
 	event_del(delivery->timer);
-	delivery->done(worst->end, worst->end == DELIVERY_ACCEPTED ? "" : worst->reason,
+	delivery->done(end_of(worst->result), worst->result == POST_ACCEPTED ? "" : worst->reason,
 		       delivery->arg);
 }
 
 static void post_ended(struct post *post)
 {
 	post->ended = true;
+	post->delivery->alertmanager->posts[post->result]++;
 	post_drop_connection(post);
 	resolver_free(post->resolver);
 	post->resolver = NULL;
@@ -514,7 +547,7 @@ static void on_deadline(evutil_socket_t fd, short what, void *arg)
 		if (post->ended)
 			continue;
 		if (!event_pending(post->step, EV_TIMEOUT, NULL))
-			post_end(post, DELIVERY_FAILED, "no answer in time");
+			post_end(post, POST_TIMEOUT, "no answer in time");
 		/* The last one ends the delivery, which may be gone then. */
 		last = delivery->running == 1;
 		post_ended(post);
@@ -527,7 +560,7 @@ static void on_deadline(evutil_socket_t fd, short what, void *arg)
 static void fail_all(struct delivery *delivery, const char *reason)
 {
 	for (unsigned i = 0; i < delivery->alertmanager->count; i++)
-		post_end(&delivery->posts[i], DELIVERY_FAILED, "%s", reason);
+		post_end(&delivery->posts[i], POST_INTERNAL, "%s", reason);
 }
 
 struct delivery *alertmanager_deliver(struct alertmanager *alertmanager, const char *alerts,
@@ -577,12 +610,14 @@ void delivery_free(struct delivery *delivery)
 
 /* ---- the members ---- */
 
-struct alertmanager *alertmanager_new(struct event_base *base, const struct config *config)
+struct alertmanager *alertmanager_new(struct event_base *base, const struct config *config,
+				      uint64_t posts[POST_RESULTS])
 {
 	struct alertmanager *alertmanager = memory_new(1, sizeof(*alertmanager));
 	bool tls = false;
 
 	alertmanager->base = base;
+	alertmanager->posts = posts;
 	parse_urls(config->alertmanager_url, alertmanager->members, &alertmanager->count,
 		   alertmanager->trouble, sizeof(alertmanager->trouble));
 	if (alertmanager->count == 0) {

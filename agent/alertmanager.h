@@ -20,6 +20,22 @@ struct event_base;
 
 #define ALERTMANAGER_MEMBERS_MAX 16
 
+/* What came of a post to one member. */
+enum post_result {
+	POST_ACCEPTED,
+	POST_REFUSED,  /* the member says that these alerts are wrong */
+	POST_STATUS,   /* it is in trouble itself */
+	POST_LOOKUP,   /* its name leads nowhere */
+	POST_CONNECT,  /* there was no connection, or it broke before the answer */
+	POST_TLS,      /* its certificate is refused, or it speaks no TLS of ours */
+	POST_TIMEOUT,  /* it did not answer in time */
+	POST_INTERNAL, /* it was not asked: no credentials, no thread, ... */
+	POST_RESULTS
+};
+
+/* "accepted" and so on. */
+const char *post_result_name(enum post_result result);
+
 enum delivery_end {
 	DELIVERY_ACCEPTED, /* by every member */
 	DELIVERY_REFUSED,  /* a member says that these alerts are wrong, and none says nothing */
@@ -32,8 +48,12 @@ typedef void delivery_done(enum delivery_end end, const char *reason, void *arg)
 /* Is this list of URLs, between commas or blanks, right? If not: why, in `reason`. */
 bool alertmanager_check(const char *urls, char *reason, size_t size);
 
-/* The members that the configuration names; NULL if it names none. Keeps no pointers into it. */
-struct alertmanager *alertmanager_new(struct event_base *base, const struct config *config);
+/*
+ * The members that the configuration names; NULL if it names none. Keeps no pointers into it. Every post is counted in
+ * `posts`, by its result.
+ */
+struct alertmanager *alertmanager_new(struct event_base *base, const struct config *config,
+				      uint64_t posts[POST_RESULTS]);
 
 /* NULL is fine. There must be no deliveries. */
 void alertmanager_free(struct alertmanager *alertmanager);

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "agent/arguments.h"
+#include "agent/subscription.h"
 #include "libcbshm/name.h"
 #include "libcbshm/timestamp.h"
 
@@ -26,8 +27,8 @@
 #define TIMEOUT_MAX_MS     3600000
 #define TTL_MIN_SECONDS    0.000001
 #define TTL_MAX_SECONDS    315360000.0 /* ten years */
-#define INCIDENTS_DEFAULT  10
-#define INCIDENTS_MAX      1000
+#define LINES_DEFAULT      10          /* of what the database lists */
+#define LINES_MAX          1000
 #define LIST_MAX           100
 
 typedef bool take_function(const char *field, const cJSON *value, struct request *request,
@@ -261,10 +262,10 @@ static bool take_limit(const char *field, const cJSON *value, int64_t max, struc
 	return true;
 }
 
-static bool take_incidents_limit(const char *field, const cJSON *value, struct request *request,
-				 struct fault *fault)
+static bool take_lines_limit(const char *field, const cJSON *value, struct request *request,
+			     struct fault *fault)
 {
-	return take_limit(field, value, INCIDENTS_MAX, request, fault);
+	return take_limit(field, value, LINES_MAX, request, fault);
 }
 
 static bool take_list_limit(const char *field, const cJSON *value, struct request *request,
@@ -281,6 +282,30 @@ static bool take_timeout(const char *field, const cJSON *value, struct request *
 	if (!take_whole(field, value, 1, TIMEOUT_MAX_MS, &timeout, fault))
 		return false;
 	request->deadline = request_deadline(timeout);
+	return true;
+}
+
+static bool take_names(const char *field, const cJSON *value, struct request *request,
+		       struct fault *fault)
+{
+	const int count = cJSON_GetArraySize(value);
+
+	if (!cJSON_IsArray(value) || count < 1 || count > SUBSCRIPTION_NAMES_MAX)
+		return fault_set(fault, REPLY_INVALID_ARGUMENT, field,
+				 "%s must be an array of 1 to %d names", field,
+				 SUBSCRIPTION_NAMES_MAX);
+	request->names = calloc((size_t)count, sizeof(*request->names));
+	if (request->names == NULL)
+		return out_of_memory(fault);
+	for (const cJSON *child = value->child; child != NULL; child = child->next) {
+		if (!cJSON_IsString(child) || name_length(child->valuestring) == 0)
+			return invalid(
+				fault, field,
+				"must be texts of 1 to 128 bytes without control characters");
+		if (!keep(&request->names[request->name_count], child->valuestring, fault))
+			return false;
+		request->name_count++;
+	}
 	return true;
 }
 
@@ -424,13 +449,16 @@ static const struct argument method_arguments[METHODS][ARGUMENTS_MAX] = {
 	[METHOD_GET_STATE] = {{"name", take_name, true}, TIMEOUT},
 	[METHOD_GET_INCIDENTS] = {{"name", take_name, false},
 				  {"include_resolved", take_include_resolved, false},
-				  {"limit", take_incidents_limit, false},
+				  {"limit", take_lines_limit, false},
 				  TIMEOUT},
 	[METHOD_SET_POLICY] = {{"name", take_name, false},
 			       {"set", take_policy_set, false},
 			       {"clear", take_policy_clear, false},
 			       {"by", take_by, false},
 			       TIMEOUT},
+	[METHOD_SUBSCRIBE] = {{"names", take_names, false}},
+	[METHOD_GET_AGENTS] = {{"limit", take_lines_limit, false}, TIMEOUT},
+	[METHOD_WAIT_FLEET] = {TIMEOUT},
 	[METHOD_LIST] = {{"after", take_name, false}, {"limit", take_list_limit, false}},
 };
 
@@ -461,6 +489,18 @@ static bool check_together(const struct request *request, struct fault *fault)
 	return true;
 }
 
+static uint32_t default_limit(enum method_id method)
+{
+	switch (method) {
+	case METHOD_LIST:
+		return LIST_MAX;
+	case METHOD_GET_AGENTS:
+		return LINES_MAX;
+	default:
+		return LINES_DEFAULT;
+	}
+}
+
 bool arguments_parse(enum method_id method, const struct message *message, struct request *request,
 		     struct fault *fault)
 {
@@ -469,7 +509,7 @@ bool arguments_parse(enum method_id method, const struct message *message, struc
 	uint32_t given = 0;
 
 	request->deadline = request_deadline(TIMEOUT_DEFAULT_MS);
-	request->limit = method == METHOD_LIST ? LIST_MAX : INCIDENTS_DEFAULT;
+	request->limit = default_limit(method);
 	for (const cJSON *value = parameters != NULL ? parameters->child : NULL; value != NULL;
 	     value = value->next) {
 		if (!take_one(arguments, value, request, &given, fault))

@@ -21,6 +21,7 @@
 #include "agent/config.h"
 #include "agent/connection.h"
 #include "agent/database.h"
+#include "agent/fleet.h"
 #include "agent/log.h"
 #include "agent/mirror.h"
 #include "agent/notify.h"
@@ -316,6 +317,7 @@ static void on_reset(evutil_socket_t fd, short what, void *arg)
 	if (!was_live && database->failures > 0 && !database->ever_live)
 		database->was_live = false;
 	queries_database_changed(database->agent->queries);
+	fleet_database_changed(database->agent->fleet);
 	writer_database_changed(database->agent->writer);
 }
 
@@ -495,7 +497,8 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
 	}
 	watch_lane(database);
 	check_listen(database);
-	if (database->ticks % HEARTBEAT_EVERY == 0 && !database->heartbeat_pending)
+	if (database->ticks % HEARTBEAT_EVERY == 0 && !database->heartbeat_pending &&
+	    !fleet_is_leaving(database->agent->fleet))
 		send_heartbeat(database);
 	mirror_tick(database->agent->mirror);
 }
@@ -649,6 +652,7 @@ void database_loaded(struct database *database)
 	segment_writer_database_confirmed(database->agent->segment);
 	send_probe(database);
 	queries_database_changed(database->agent->queries);
+	fleet_database_changed(database->agent->fleet);
 	writer_database_changed(database->agent->writer);
 	recovery_ready(database->agent->recovery);
 	outbox_ready(database->agent->outbox);

@@ -425,6 +425,7 @@ static int prepare(struct listener *listener, struct agent *agent)
 		.event_base = agent->base,
 		.writer = agent->writer,
 		.segment = agent->segment,
+		.subscriptions = agent->subscriptions,
 		.counters = &listener->counters.calls,
 		.ended = on_session_ended,
 		.arg = listener,

@@ -139,8 +139,7 @@ static bool add_state(cJSON *state, const char *name, const struct cbshm_detail 
 	       add_time(state, "updated_at", detail->updated_at) && add_policy(state, detail);
 }
 
-/* The State object of io.cbshm as JSON text; NULL: out of memory. */
-static char *state_text(const char *name, const struct cbshm_detail *detail)
+char *listing_state(const char *name, const struct cbshm_detail *detail)
 {
 	cJSON *state = cJSON_CreateObject();
 	char *text = NULL;
@@ -165,7 +164,7 @@ static bool add_entries(cJSON *breakers, const struct segment_writer *segment,
 
 		if (!segment_writer_read(segment, page->entries[i].slot, name, &detail))
 			continue;
-		text = state_text(name, &detail);
+		text = listing_state(name, &detail);
 		if (text == NULL)
 			return false;
 		size += strlen(text) + 1;

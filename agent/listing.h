@@ -10,6 +10,7 @@
 
 #include <cjson/cJSON.h>
 
+struct cbshm_detail;
 struct segment_writer;
 
 #define LISTING_MAX 100 /* breakers in a page */
@@ -19,5 +20,8 @@ struct segment_writer;
  * fit in one message. NULL: out of memory.
  */
 cJSON *listing_page(const struct segment_writer *segment, const char *after, uint32_t limit);
+
+/* The State object of io.cbshm as JSON text, to be freed; NULL: out of memory. */
+char *listing_state(const char *name, const struct cbshm_detail *detail);
 
 #endif /* AGENT_LISTING_H */

@@ -19,6 +19,7 @@
 #include "agent/agent.h"
 #include "agent/config.h"
 #include "agent/database.h"
+#include "agent/fleet.h"
 #include "agent/listener.h"
 #include "agent/log.h"
 #include "agent/metrics.h"
@@ -28,6 +29,7 @@
 #include "agent/query.h"
 #include "agent/recovery.h"
 #include "agent/segment_writer.h"
+#include "agent/subscription.h"
 #include "agent/writer.h"
 
 #define EXIT_USAGE 2
@@ -170,6 +172,14 @@ static void on_stopped(void *arg)
 	event_base_loopbreak(program->agent.base);
 }
 
+/* Nobody asks any more. */
+static void on_drained(void *arg)
+{
+	struct program *program = arg;
+
+	fleet_leave(program->agent.fleet, on_stopped, program);
+}
+
 static void on_deadline(evutil_socket_t fd, short what, void *arg)
 {
 	struct program *program = arg;
@@ -188,6 +198,7 @@ static void on_deadline(evutil_socket_t fd, short what, void *arg)
 	database_stop(program->agent.database);
 	writer_stop(program->agent.writer);
 	queries_stop(program->agent.queries);
+	fleet_stop(program->agent.fleet);
 	event_add(program->deadline, &(struct timeval){.tv_sec = 1});
 }
 
@@ -205,7 +216,7 @@ static void on_terminate(evutil_socket_t signal_number, short what, void *arg)
 	log_event(LOG_LEVEL_INFO, "stopping", "signal=%s", strsignal((int)signal_number));
 	event_add(program->deadline, &(struct timeval){.tv_sec = STOP_AFTER});
 	outbox_stop(program->agent.outbox);
-	listener_stop(program->agent.listener, on_stopped, program);
+	listener_stop(program->agent.listener, on_drained, program);
 }
 
 /* The reverse of start(); but the connections go first, so that the others know what was lost. */
@@ -218,8 +229,10 @@ static void stop(struct program *program)
 	metrics_free(agent->metrics);
 	database_stop(agent->database);
 	writer_free(agent->writer);
+	fleet_free(agent->fleet);
 	queries_free(agent->queries);
 	listener_free(agent->listener);
+	subscriptions_free(agent->subscriptions);
 	database_free(agent->database);
 	outbox_free(agent->outbox);
 	recovery_free(agent->recovery);
@@ -311,6 +324,8 @@ static int start(struct program *program)
 	agent->recovery = recovery_new(agent);
 	agent->outbox = outbox_new(agent);
 	agent->queries = queries_new(agent);
+	agent->subscriptions = subscriptions_new(agent->base, agent->segment);
+	agent->fleet = fleet_new(agent);
 	if (writer_new(agent, &agent->writer) != 0)
 		goto failed;
 	agent->database = database_new(agent);

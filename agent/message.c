@@ -36,6 +36,7 @@ static const struct {
 	[REPLY_INTERFACE_NOT_FOUND] = {"org.varlink.service.InterfaceNotFound", "interface", false},
 	[REPLY_METHOD_NOT_FOUND] = {"org.varlink.service.MethodNotFound", "method", false},
 	[REPLY_INVALID_PARAMETER] = {"org.varlink.service.InvalidParameter", "parameter", false},
+	[REPLY_EXPECTED_MORE] = {"org.varlink.service.ExpectedMore", NULL, false},
 };
 
 const char *reply_error_name(enum reply_error error)

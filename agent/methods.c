@@ -25,6 +25,7 @@ enum handler {
 	HANDLER_INFO,
 	HANDLER_DESCRIPTION,
 	HANDLER_LIST,
+	HANDLER_STREAM,
 	HANDLER_WRITER, /* goes to the writer as a request of `kind` */
 };
 
@@ -54,7 +55,13 @@ static const struct method {
 				  HANDLER_WRITER, REQUEST_GET_INCIDENTS},
 	[METHOD_SET_POLICY] = {INTERFACE "SetPolicy", ACCESS_ADMIN, EFFECT_POLICY, HANDLER_WRITER,
 			       REQUEST_SET_POLICY},
+	[METHOD_GET_AGENTS] = {INTERFACE "GetAgents", ACCESS_REPORT, EFFECT_READ, HANDLER_WRITER,
+			       REQUEST_GET_AGENTS},
+	[METHOD_WAIT_FLEET] = {INTERFACE "WaitFleet", ACCESS_REPORT, EFFECT_READ, HANDLER_WRITER,
+			       REQUEST_WAIT_FLEET},
 	[METHOD_LIST] = {INTERFACE "List", ACCESS_REPORT, EFFECT_READ, HANDLER_LIST, 0},
+	[METHOD_SUBSCRIBE] = {INTERFACE "Subscribe", ACCESS_REPORT, EFFECT_STREAM, HANDLER_STREAM,
+			      0},
 };
 
 const char *method_name(enum method_id method)
@@ -92,11 +99,17 @@ static bool unknown_method(const char *name, struct fault *fault)
 	return fault_set(fault, REPLY_METHOD_NOT_FOUND, name, "%s", "");
 }
 
-static bool check_flags(const struct message *message, struct fault *fault)
+static bool check_flags(enum handler handler, const struct message *message, struct fault *fault)
 {
+	const bool stream = handler == HANDLER_STREAM;
+
 	if (message->upgrade)
 		return fault_set(fault, REPLY_INVALID_PARAMETER, "upgrade", "%s", "");
-	if (message->more)
+	if (stream && !message->more)
+		return fault_set(fault, REPLY_EXPECTED_MORE, NULL, "%s", "");
+	if (stream && message->oneway)
+		return fault_set(fault, REPLY_INVALID_PARAMETER, "oneway", "%s", "");
+	if (message->more && !stream)
 		return fault_set(fault, REPLY_INVALID_PARAMETER, "more", "%s", "");
 	return true;
 }
@@ -167,6 +180,9 @@ static void handle(const struct message *message, const struct caller *caller,
 	case HANDLER_LIST:
 		*reply = list(message, caller, fault);
 		break;
+	case HANDLER_STREAM:
+		dispatch->stream = true;
+		/* fall through */
 	case HANDLER_WRITER:
 		dispatch->request = make_request(dispatch->method, message, caller->peer, fault);
 		break;
@@ -184,7 +200,7 @@ int methods_dispatch(const struct message *message, const struct caller *caller,
 	if (dispatch->method == METHOD_UNKNOWN)
 		unknown_method(message->method, &fault);
 	else if (check_access(&methods[dispatch->method], caller, &fault) &&
-		 check_flags(message, &fault))
+		 check_flags(methods[dispatch->method].handler, message, &fault))
 		handle(message, caller, dispatch, &reply, &fault);
 	dispatch->error = fault.error;
 	if (fault.error != REPLY_OK)
@@ -201,14 +217,17 @@ static const struct {
 	const char *key; /* NULL: none */
 	const char *absent;
 	bool changed; /* has the parameter `changed` */
+	bool list;    /* is as long as its limit allows */
 } shapes[] = {
-	[REQUEST_REPORT_DRIFT] = {"incident", "null", false},
-	[REQUEST_REPORT_SCHEMA_ERROR] = {"incident", "null", false},
-	[REQUEST_DISABLE] = {"incident", "null", true},
-	[REQUEST_ENABLE] = {NULL, NULL, true},
-	[REQUEST_SET_POLICY] = {"policy", NULL, false},
-	[REQUEST_GET_STATE] = {"state", NULL, false},
-	[REQUEST_GET_INCIDENTS] = {"incidents", "[]", false},
+	[REQUEST_REPORT_DRIFT] = {"incident", "null", false, false},
+	[REQUEST_REPORT_SCHEMA_ERROR] = {"incident", "null", false, false},
+	[REQUEST_DISABLE] = {"incident", "null", true, false},
+	[REQUEST_ENABLE] = {NULL, NULL, true, false},
+	[REQUEST_SET_POLICY] = {"policy", NULL, false, false},
+	[REQUEST_GET_STATE] = {"state", NULL, false, false},
+	[REQUEST_GET_INCIDENTS] = {"incidents", "[]", false, true},
+	[REQUEST_GET_AGENTS] = {"agents", "[]", false, true},
+	[REQUEST_WAIT_FLEET] = {"fleet", NULL, false, false},
 };
 
 static char *success(const struct request *request, const struct answer *answer)
@@ -271,18 +290,21 @@ static void failure(const struct request *request, const struct answer *answer, 
 	fault_set(fault, statuses[answer->status].error, subject, "%s", message);
 }
 
-size_t methods_incidents_room(const struct request *request)
+size_t methods_reply_room(const struct request *request)
 {
 	const size_t room = (size_t)request->limit * MESSAGE_SIZE_MAX;
 
+	if (request->kind == REQUEST_WAIT_FLEET)
+		return MESSAGE_SIZE_MAX;
+	if (!shapes[request->kind].list)
+		return 0;
 	return room < METHODS_REPLY_MAX ? room : METHODS_REPLY_MAX;
 }
 
 /* Reading too much at once can be said; a write that was applied is always answered as such. */
 static bool is_too_long(const struct request *request, const char *reply)
 {
-	return request->kind == REQUEST_GET_INCIDENTS &&
-	       strlen(reply) > methods_incidents_room(request);
+	return shapes[request->kind].list && strlen(reply) > methods_reply_room(request);
 }
 
 char *methods_reply(const struct request *request, const struct answer *answer,
@@ -302,8 +324,8 @@ char *methods_reply(const struct request *request, const struct answer *answer,
 		free(reply);
 		reply = NULL;
 		fault_set(&fault, REPLY_LIMIT_EXCEEDED, NULL,
-			  "these incidents take more than %zu bytes: ask for fewer (limit)",
-			  methods_incidents_room(request));
+			  "these %s take more than %zu bytes: ask for fewer (limit)",
+			  shapes[request->kind].key, methods_reply_room(request));
 	}
 	*error = fault.error;
 	return fault.error != REPLY_OK ? message_error(&fault) : reply;

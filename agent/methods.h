@@ -27,6 +27,9 @@ enum method_id {
 	METHOD_GET_INCIDENTS,
 	METHOD_SET_POLICY,
 	METHOD_LIST,
+	METHOD_SUBSCRIBE,
+	METHOD_GET_AGENTS,
+	METHOD_WAIT_FLEET,
 	METHOD_UNKNOWN, /* for counting what was called by no known name */
 	METHODS
 };
@@ -43,6 +46,7 @@ enum method_effect {
 	EFFECT_READ,
 	EFFECT_WRITE,
 	EFFECT_POLICY,
+	EFFECT_STREAM, /* takes the connection for itself */
 };
 
 enum method_effect method_effect(const char *name);
@@ -58,6 +62,7 @@ struct caller {
 struct dispatch {
 	enum method_id method;
 	struct request *request; /* to be submitted; the receiver sets done and arg */
+	bool stream;             /* or the names in it to be subscribed to, and the request freed */
 	char *reply;             /* to be sent; free() */
 	enum reply_error error;  /* of the reply */
 };
@@ -66,10 +71,14 @@ struct dispatch {
 int methods_dispatch(const struct message *message, const struct caller *caller,
 		     struct dispatch *dispatch);
 
-#define METHODS_REPLY_MAX (8u * MESSAGE_SIZE_MAX) /* bytes of the longest reply, GetIncidents' */
+#define METHODS_REPLY_MAX \
+	(8u * MESSAGE_SIZE_MAX) /* bytes of the longest reply, such as GetIncidents' */
 
-/* The most that the reply to GetIncidents takes, by its limit; what is longer becomes an error. */
-size_t methods_incidents_room(const struct request *request);
+/*
+ * The most that the reply takes if it is a list, by its limit; what is longer becomes an error. 0: it is none, and its
+ * reply is about as long as the call.
+ */
+size_t methods_reply_room(const struct request *request);
 
 /* The reply to a request that dispatch made; free(). NULL: out of memory. */
 char *methods_reply(const struct request *request, const struct answer *answer,

@@ -29,6 +29,7 @@
 #include "agent/listener.h"
 #include "agent/metrics.h"
 #include "agent/mirror.h"
+#include "agent/outbox.h"
 #include "agent/recovery.h"
 #include "agent/segment_writer.h"
 #include "agent/tally.h"
@@ -37,12 +38,15 @@
 #include "cbshm/segment.h"
 
 #define FRESH_WITHIN   10000000 /* microseconds: five heartbeats */
+#define SAMPLE_EVERY   5        /* seconds, of the queue in the database */
+#define SAMPLE_GOOD    30000000 /* microseconds: no longer shown then */
 #define PART_SIZE      32768    /* bytes of a part, about */
 #define SLOTS_PER_PART 2048
 
 struct metrics {
 	struct agent *agent;
 	struct http *http;
+	struct event *sample;
 	double started; /* seconds since the Unix epoch */
 };
 
@@ -145,6 +149,38 @@ static void database(struct exposition *out, const struct agent *agent)
 		"Times a usable database was lost.");
 	counter(out, "cbshm_database_connect_failures", counters->failures,
 		"Attempts to connect that did not lead to a usable database.");
+}
+
+static void alerts(struct exposition *out, const struct agent *agent)
+{
+	const struct outbox_counters *counters = outbox_counters(agent->outbox);
+	const struct outbox_depth *depth = outbox_depth(agent->outbox);
+	const bool known = depth->sampled_at != 0 &&
+			   clock_microseconds(CLOCK_MONOTONIC) - depth->sampled_at < SAMPLE_GOOD;
+
+	exposition_family(out, "cbshm_alert_queue", EXPOSITION_GAUGE,
+			  "Alerts of the whole fleet that are not delivered.");
+	if (known) {
+		exposition_sample(out, (double)depth->pending, "status", "pending", NULL);
+		exposition_sample(out, (double)depth->leased, "status", "leased", NULL);
+		exposition_sample(out, (double)depth->failed, "status", "failed", NULL);
+	}
+	exposition_family(out, "cbshm_alert_queue_oldest_seconds", EXPOSITION_GAUGE,
+			  "How long the oldest pending or leased alert has been there; 0: none.");
+	if (known)
+		exposition_sample(out, depth->oldest_pending, NULL);
+	exposition_family(out, "cbshm_alerts", EXPOSITION_COUNTER,
+			  "What became of alerts in the hands of this agent.");
+	exposition_sample(out, (double)counters->sent, "result", "sent", NULL);
+	exposition_sample(out, (double)counters->repeated, "result", "repeated", NULL);
+	exposition_sample(out, (double)counters->put_off, "result", "put_off", NULL);
+	exposition_sample(out, (double)counters->failed, "result", "failed", NULL);
+	exposition_sample(out, (double)counters->skipped, "result", "skipped", NULL);
+	exposition_family(out, "cbshm_alert_posts", EXPOSITION_COUNTER,
+			  "Posts to Alertmanagers, empty ones included.");
+	for (int i = 0; i < POST_RESULTS; i++)
+		exposition_sample(out, (double)counters->posts[i], "result",
+				  post_result_name((enum post_result)i), NULL);
 }
 
 static void replies(struct exposition *out, const struct session_counters *calls)
@@ -366,6 +402,7 @@ static bool next_part(struct text *text, void *arg)
 		segment(out, metrics->agent);
 		clients(out, metrics->agent);
 		decisions(out, metrics->agent);
+		alerts(out, metrics->agent);
 	} else if (scrape->pass < PASSES) {
 		breakers(scrape);
 	} else {
@@ -435,6 +472,18 @@ static void on_request(struct http_request *request, const char *path, void *arg
 	}
 }
 
+/* ---- the queue -------------------------------------------------------------------------- */
+
+static void on_sample(evutil_socket_t fd, short what, void *arg)
+{
+	struct metrics *metrics = arg;
+
+	(void)fd;
+	(void)what;
+	outbox_sample(metrics->agent->outbox);
+	event_add(metrics->sample, &(struct timeval){.tv_sec = SAMPLE_EVERY});
+}
+
 /* ---- life ------------------------------------------------------------------------------- */
 
 int metrics_new(struct agent *agent, struct metrics **metrics, char *message, size_t message_size)
@@ -454,6 +503,8 @@ int metrics_new(struct agent *agent, struct metrics **metrics, char *message, si
 		metrics_free(made);
 		return rc;
 	}
+	made->sample = evtimer_new(agent->base, on_sample, made);
+	event_add(made->sample, &(struct timeval){.tv_sec = 1});
 	*metrics = made;
 	return 0;
 }
@@ -463,5 +514,7 @@ void metrics_free(struct metrics *metrics)
 	if (metrics == NULL)
 		return;
 	http_free(metrics->http);
+	if (metrics->sample != NULL)
+		event_free(metrics->sample);
 	free(metrics);
 }

@@ -7,6 +7,9 @@
  * comes while a question is under way leads to another one: what the last answer did not show, the next does.
  * The agent's own transactions bring their rows over other connections, so an answer may be older than the segment;
  * versions decide then, and a row that is missing from an answer is only removed if nobody has put it since the question.
+ *
+ * A barrier (see sql/0006_fleet.sql) has been reached when all that was heard before it is in the segment. What is
+ * heard is counted; of a changed name and of a wanted load it is known when they were first heard of.
  */
 #include <config.h>
 
@@ -21,6 +24,7 @@
 #include "agent/agent.h"
 #include "agent/connection.h"
 #include "agent/database.h"
+#include "agent/fleet.h"
 #include "agent/log.h"
 #include "agent/mirror.h"
 #include "agent/recovery.h"
@@ -40,6 +44,7 @@ static const int column_sizes[] = {0, 8, 1, 0, 0, 8, 8, 16, 4, 8, 8, 8, 4, 4, 8,
 
 static const char sql_all[] = MIRROR_SELECT;
 static const char sql_names[] = MIRROR_SELECT_NAMES;
+static const char sql_barrier[] = "SELECT cbshm.last_barrier()";
 static const char sql_versions[] = "SELECT name, version FROM cbshm.mirror";
 /* The fleet's settings as one text: all that is asked is whether it is still the same. */
 static const char sql_settings[] = "SELECT cbshm.set_policy_json(NULL, '{}', 'cbagent', NULL)";
@@ -49,8 +54,15 @@ struct change {
 	char name[CBSHM_NAME_ROOM];
 	uint64_t version; /* at least */
 	uint64_t put;     /* what the segment had when the question was sent */
+	uint64_t heard;   /* when, see struct mirror */
 	bool deleted;
 	bool counter; /* only a counter: had to wait for the tick */
+};
+
+/* All that was heard up to a moment must be in the segment before it is acknowledged. */
+struct barrier {
+	int64_t number; /* 0: none */
+	uint64_t heard;
 };
 
 /* Names to ask for: a tree by name. */
@@ -74,8 +86,13 @@ struct mirror {
 	bool first;                 /* the first one, */
 	bool settings;              /* or because the settings have changed */
 	unsigned loaded;
-	unsigned loads; /* begun because the settings have changed */
-	bool reload;    /* wanted next */
+	unsigned loads;              /* begun because the settings have changed */
+	bool reload;                 /* wanted next */
+	uint64_t heard;              /* counts what was heard of */
+	uint64_t load_heard;         /* when the load under way was wanted */
+	uint64_t reload_heard;       /* and the next */
+	struct barrier barrier;      /* waited for */
+	struct barrier next_barrier; /* and the greatest that came after it */
 	bool compare;
 	uint64_t compare_matches;
 	uint64_t compare_rows;
@@ -267,25 +284,89 @@ static struct change *changes_add(struct changes *changes, const char *name)
 		return change;
 	change = memory_new(1, sizeof(*change));
 	strcpy(change->name, name);
+	change->heard = UINT64_MAX;
 	if (tsearch(change, &changes->tree, by_name) == NULL)
 		abort();
 	changes->count++;
 	return change;
 }
 
-static void note_change(struct mirror *mirror, struct changes *changes, const char *name,
-			uint64_t version, bool deleted)
+/* The first time counts. */
+static void note_heard(struct mirror *mirror, struct changes *changes, const char *name,
+		       uint64_t version, bool deleted, uint64_t heard)
 {
 	struct change *change;
 
 	if (strlen(name) >= CBSHM_NAME_ROOM || *name == '\0')
 		return;
 	change = changes_add(changes, name);
+	if (heard < change->heard)
+		change->heard = heard;
 	if (version > change->version)
 		change->version = version;
 	change->deleted = change->deleted || deleted;
 	if (changes == &mirror->urgent)
 		event_active(mirror->kick, EV_TIMEOUT, 0);
+}
+
+static void note_change(struct mirror *mirror, struct changes *changes, const char *name,
+			uint64_t version, bool deleted)
+{
+	note_heard(mirror, changes, name, version, deleted, ++mirror->heard);
+}
+
+static void want_reload(struct mirror *mirror)
+{
+	if (!mirror->reload)
+		mirror->reload_heard = ++mirror->heard;
+	mirror->reload = true;
+}
+
+/* ---- barriers ---- */
+
+static void find_first(const void *node, VISIT visit, void *arg)
+{
+	const struct change *change = *(struct change *const *)node;
+	uint64_t *first = arg;
+
+	if ((visit == preorder || visit == leaf) && change->heard < *first)
+		*first = change->heard;
+}
+
+/* Is everything in the segment that was heard up to then? What it has no room for is not. */
+static bool has_applied(const struct mirror *mirror, uint64_t heard)
+{
+	uint64_t first = UINT64_MAX;
+
+	if (mirror->control == NULL || mirror->left_out ||
+	    (mirror->loading && (mirror->first || mirror->load_heard <= heard)) ||
+	    (mirror->reload && mirror->reload_heard <= heard))
+		return false;
+	twalk_r(mirror->urgent.tree, find_first, &first);
+	twalk_r(mirror->asked.tree, find_first, &first);
+	return first > heard;
+}
+
+/* After whatever may have brought the segment further. */
+static void check_barriers(struct mirror *mirror)
+{
+	while (mirror->barrier.number != 0 && has_applied(mirror, mirror->barrier.heard)) {
+		fleet_applied(mirror->agent->fleet, mirror->barrier.number);
+		mirror->barrier = mirror->next_barrier;
+		mirror->next_barrier = (struct barrier){0};
+	}
+}
+
+/* The one that is waited for stays: newer ones could put off its acknowledgement for ever. */
+static void hear_barrier(struct mirror *mirror, int64_t number)
+{
+	struct barrier *place =
+		mirror->barrier.number == 0 ? &mirror->barrier : &mirror->next_barrier;
+
+	if (number <= mirror->barrier.number || number <= place->number)
+		return;
+	*place = (struct barrier){.number = number, .heard = mirror->heard};
+	check_barriers(mirror);
 }
 
 unsigned mirror_moment(const struct mirror *mirror)
@@ -342,6 +423,12 @@ static bool answered(struct mirror *mirror, const struct unit *unit, enum unit_e
 
 /* ---- loads ---- */
 
+/* Of a question that has asked for it before anything else. */
+static int64_t get_barrier(const struct unit *unit)
+{
+	return atoll(PQgetvalue(unit_result(unit, 0), 0, 0));
+}
+
 static void on_load_row(const PGresult *row, void *arg)
 {
 	struct mirror *mirror = arg;
@@ -370,7 +457,7 @@ static void on_loaded(struct unit *unit, enum unit_end end, void *arg)
 		serve_waiters(&mirror->served);
 		return;
 	}
-	take_settings(mirror, unit_result(unit, 0));
+	take_settings(mirror, unit_result(unit, 1));
 	segment_writer_load_end(mirror->agent->segment);
 	segment_writer_publish(mirror->agent->segment);
 	look_for_left_out(mirror);
@@ -381,6 +468,8 @@ static void on_loaded(struct unit *unit, enum unit_end end, void *arg)
 	if (first)
 		database_loaded(mirror->agent->database);
 	serve_waiters(&mirror->served);
+	hear_barrier(mirror, get_barrier(unit));
+	check_barriers(mirror);
 	ask(mirror);
 }
 
@@ -392,12 +481,14 @@ static void load(struct mirror *mirror, bool first)
 	mirror->first = first;
 	mirror->settings = !first;
 	mirror->loads += !first;
+	mirror->load_heard = mirror->reload_heard;
 	mirror->reload = false;
 	mirror->loaded = 0;
 	mirror->served = mirror->waiting;
 	mirror->waiting = NULL;
 	segment_writer_load_begin(mirror->agent->segment);
-	/* The settings first: a change between the two is seen by the next comparison. */
+	/* The barrier first: what it is about is in the rows. The settings: a change after them is seen by a comparison. */
+	unit_add(unit, sql_barrier, 0);
 	unit_add(unit, sql_settings, 0);
 	unit_add(unit, sql_all, 0);
 	unit_binary(unit);
@@ -419,7 +510,7 @@ void mirror_reload(struct mirror *mirror, void (*done)(void *arg), void *arg)
 		*waiter = (struct waiter){.done = done, .arg = arg, .next = mirror->waiting};
 		mirror->waiting = waiter;
 	}
-	mirror->reload = true;
+	want_reload(mirror);
 	event_active(mirror->kick, EV_TIMEOUT, 0);
 }
 
@@ -440,7 +531,7 @@ static void settle_missing(const void *node, VISIT visit, void *arg)
 	if (now == change->put)
 		mirror_gone(mirror, change->name);
 	else
-		note_change(mirror, &mirror->urgent, change->name, now, true);
+		note_heard(mirror, &mirror->urgent, change->name, now, true, change->heard);
 }
 
 static void on_changed(struct unit *unit, enum unit_end end, void *arg)
@@ -461,6 +552,7 @@ static void on_changed(struct unit *unit, enum unit_end end, void *arg)
 		segment_writer_publish(mirror->agent->segment);
 		twalk_r(mirror->asked.tree, settle_missing, mirror);
 		changes_clear(&mirror->asked);
+		check_barriers(mirror);
 		ask(mirror);
 	}
 }
@@ -503,6 +595,7 @@ static void take_changes(struct question *question, struct changes *from)
 			asked = changes_add(&mirror->asked, change->name);
 			asked->put = put;
 			asked->counter = from == &mirror->counters;
+			asked->heard = change->heard;
 			text_array_add(&question->names, change->name);
 		}
 		free(change);
@@ -556,8 +649,8 @@ static void on_compared(struct unit *unit, enum unit_end end, void *arg)
 	/* Every breaker of the segment has a row, or else one was deleted and a load finds which. */
 	if (mirror->compare_matches != breakers ||
 	    (mirror->settings_text != NULL &&
-	     strcmp(mirror->settings_text, PQgetvalue(unit_result(unit, 0), 0, 0)) != 0))
-		mirror->reload = true;
+	     strcmp(mirror->settings_text, PQgetvalue(unit_result(unit, 1), 0, 0)) != 0))
+		want_reload(mirror);
 	else if (mirror->urgent.count == 0)
 		segment_writer_database_confirmed(mirror->agent->segment);
 	if (mirror->urgent.count > 0 || mirror->reload) {
@@ -571,6 +664,7 @@ static void on_compared(struct unit *unit, enum unit_end end, void *arg)
 			"changed=%u rows=%" PRIu64 " breakers=%" PRIu64, mirror->urgent.count,
 			mirror->compare_rows, breakers);
 	}
+	hear_barrier(mirror, get_barrier(unit));
 	ask(mirror);
 }
 
@@ -581,6 +675,7 @@ static void compare(struct mirror *mirror)
 	mirror->busy = true;
 	mirror->compare = false;
 	mirror->compare_matches = mirror->compare_rows = 0;
+	unit_add(unit, sql_barrier, 0);
 	unit_add(unit, sql_settings, 0);
 	unit_add(unit, sql_versions, 0);
 	unit_binary(unit);
@@ -624,7 +719,7 @@ void mirror_tick(struct mirror *mirror)
 		ask(mirror);
 }
 
-/* "c 7 name", "n 7 name", "d 7 name", "s"; anything else is for an agent of another version. */
+/* "c 7 name", "n 7 name", "d 7 name", "s", "b 7"; anything else is for an agent of another version. */
 void mirror_notified(struct mirror *mirror, const char *payload)
 {
 	const char kind = payload[0];
@@ -633,6 +728,10 @@ void mirror_notified(struct mirror *mirror, const char *payload)
 
 	if (strcmp(payload, "s") == 0) {
 		mirror_reload(mirror, NULL, NULL);
+		return;
+	}
+	if (kind == 'b' && payload[1] == ' ') {
+		hear_barrier(mirror, atoll(payload + 2));
 		return;
 	}
 	if (strchr("cnd", kind) == NULL || kind == '\0' || payload[1] != ' ')
@@ -672,6 +771,7 @@ void mirror_disconnected(struct mirror *mirror)
 	changes_clear(&mirror->urgent);
 	changes_clear(&mirror->counters);
 	changes_clear(&mirror->asked);
+	mirror->barrier = mirror->next_barrier = (struct barrier){0};
 	serve_waiters(&mirror->waiting);
 }
 

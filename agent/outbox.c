@@ -74,6 +74,10 @@ struct outbox {
 	struct delivery *probing;
 	char logged[512];
 	int64_t logged_at;
+
+	struct outbox_counters counters;
+	struct outbox_depth depth;
+	bool sampling;
 };
 
 /* Whatever this agent still holds is from a turn that has not come to its end. */
@@ -94,6 +98,8 @@ static const char sql_wake[] =
 	"SELECT cbshm.alerts_wake(pg_catalog.make_interval(secs => $1::pg_catalog.float8))";
 static const char sql_skip[] =
 	"SELECT cbshm.alerts_skipped(pg_catalog.make_interval(secs => $1::pg_catalog.float8))";
+static const char sql_depth[] =
+	"SELECT pending, leased, failed, oldest_pending_seconds FROM cbshm.alerts_depth()";
 static const char sql_due_to_skip[] = "SELECT cbshm.alerts_due(false)";
 
 static const char again_hint[] =
@@ -295,8 +301,11 @@ static void on_marked(struct unit *unit, enum unit_end end, void *arg)
 static void on_put_off(struct unit *unit, enum unit_end end, void *arg)
 {
 	const PGresult *failed = unit_result(unit, 0);
+	struct outbox *outbox = arg;
 
 	on_marked(unit, end, arg);
+	if (end == UNIT_DONE)
+		outbox->counters.failed += (uint64_t)PQntuples(failed);
 	for (int i = 0; end == UNIT_DONE && i < PQntuples(failed); i++)
 		log_problem(LOG_LEVEL_ERROR, "alert_failed",
 			    "when its cause is mended: cbctl alerts retry",
@@ -315,6 +324,7 @@ static void mark_sent(struct outbox *outbox, int count)
 	for (int i = outbox->at; i < outbox->at + count; i++) {
 		const bool repeated = *PQgetvalue(outbox->claimed, i, 3) == 't';
 
+		*(repeated ? &outbox->counters.repeated : &outbox->counters.sent) += 1;
 		log_event(repeated ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO, "alert_sent",
 			  "breaker=%s kind=%s repeated=%s",
 			  LOG_VALUE(PQgetvalue(outbox->claimed, i, 1)),
@@ -331,6 +341,7 @@ static void mark_put_off(struct outbox *outbox, int count, const char *reason)
 		 memory_copy(reason));
 	unit_prepared(unit);
 	run_unit(outbox, unit);
+	outbox->counters.put_off += (uint64_t)count;
 	log_event(LOG_LEVEL_DEBUG, "alerts_put_off", "count=%d reason=%s", count,
 		  LOG_VALUE(reason));
 	outbox->at += count;
@@ -432,12 +443,15 @@ static void on_claimed(struct unit *unit, enum unit_end end, void *arg)
 static void on_skipped(struct unit *unit, enum unit_end end, void *arg)
 {
 	struct outbox *outbox = arg;
+	int64_t skipped;
 
 	if (end != UNIT_DONE) {
 		turn_failed(outbox, unit, end);
 		return;
 	}
-	if (atoll(PQgetvalue(unit_result(unit, 0), 0, 0)) > 0 && !outbox->told_skipped) {
+	skipped = atoll(PQgetvalue(unit_result(unit, 0), 0, 0));
+	outbox->counters.skipped += (uint64_t)skipped;
+	if (skipped > 0 && !outbox->told_skipped) {
 		outbox->told_skipped = true;
 		log_problem(LOG_LEVEL_WARNING, "alerts_skipped",
 			    "no Alertmanager is configured, so nobody is told of breakers that "
@@ -498,12 +512,55 @@ void outbox_notified(struct outbox *outbox, const char *payload)
 		hurry(outbox);
 }
 
+/* ---- for the metrics ---- */
+
+static void on_sampled(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct outbox *outbox = arg;
+	const PGresult *result = unit_result(unit, 0);
+
+	outbox->sampling = false;
+	if (end != UNIT_DONE)
+		return;
+	outbox->depth = (struct outbox_depth){
+		.pending = strtoull(PQgetvalue(result, 0, 0), NULL, 10),
+		.leased = strtoull(PQgetvalue(result, 0, 1), NULL, 10),
+		.failed = strtoull(PQgetvalue(result, 0, 2), NULL, 10),
+		.oldest_pending = strtod(PQgetvalue(result, 0, 3), NULL),
+		.sampled_at = clock_microseconds(CLOCK_MONOTONIC),
+	};
+}
+
+void outbox_sample(struct outbox *outbox)
+{
+	struct unit *unit;
+
+	if (outbox->sampling || !is_live(outbox))
+		return;
+	outbox->sampling = true;
+	unit = unit_new(on_sampled, outbox);
+	unit_add(unit, sql_depth, 0);
+	unit_prepared(unit);
+	run_unit(outbox, unit);
+}
+
+const struct outbox_depth *outbox_depth(const struct outbox *outbox)
+{
+	return &outbox->depth;
+}
+
+const struct outbox_counters *outbox_counters(const struct outbox *outbox)
+{
+	return &outbox->counters;
+}
+
 /* ---- start and end ---- */
 
 /* Members that have just been named, or have met with an agent that just starts, may know nothing. */
 static void begin(struct outbox *outbox)
 {
-	outbox->alertmanager = alertmanager_new(outbox->agent->base, outbox->agent->config);
+	outbox->alertmanager = alertmanager_new(outbox->agent->base, outbox->agent->config,
+						outbox->counters.posts);
 	outbox->told_skipped = false;
 	outbox->vain = 0;
 	outbox->failing = outbox->alertmanager != NULL;

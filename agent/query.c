@@ -61,10 +61,17 @@ static void add_incidents(struct unit *unit, const struct request *request)
 		 number_text(request->limit));
 }
 
+static void add_agents(struct unit *unit, const struct request *request)
+{
+	unit_add(unit, "SELECT cbshm.agents_json($1::pg_catalog.int4)", 1,
+		 number_text(request->limit));
+}
+
 /* By kind of request; NULL: none of ours. */
 static void (*const statements[REQUEST_KINDS])(struct unit *unit, const struct request *request) = {
 	[REQUEST_GET_STATE] = add_state,
 	[REQUEST_GET_INCIDENTS] = add_incidents,
+	[REQUEST_GET_AGENTS] = add_agents,
 };
 
 bool query_answers(enum request_kind kind)

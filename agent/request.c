@@ -31,6 +31,9 @@ void request_free(struct request *request)
 	free(request->by);
 	free(request->until);
 	free(request->request_id);
+	for (size_t i = 0; i < request->name_count; i++)
+		free(request->names[i]);
+	free(request->names);
 	free(request);
 }
 

@@ -25,6 +25,8 @@ enum request_kind {
 	REQUEST_SET_POLICY,
 	REQUEST_GET_STATE,
 	REQUEST_GET_INCIDENTS,
+	REQUEST_GET_AGENTS,
+	REQUEST_WAIT_FLEET,
 	REQUEST_KINDS
 };
 
@@ -63,7 +65,7 @@ struct answer {
 	const char *sqlstate;
 	bool changed; /* disable, enable */
 	const char *
-		json; /* by kind: the Incident, State, Policy or array of Incidents of io.cbshm, or NULL */
+		json; /* by kind: the Incident, State, Policy, Fleet or array of io.cbshm, or NULL */
 };
 
 struct request {
@@ -83,6 +85,8 @@ struct request {
 	char *request_id; /* UUID in text */
 	bool include_resolved;
 	uint32_t limit;
+	char **names; /* Subscribe's; NULL: all */
+	size_t name_count;
 	uint32_t policy_set;   /* REQUEST_POLICY_* */
 	uint32_t policy_clear; /* likewise */
 	double drift_threshold;

@@ -79,6 +79,9 @@ struct segment_writer {
 
 	bool clock_known;
 	int64_t clock_offset;
+
+	segment_writer_watcher *watcher; /* or NULL */
+	void *watcher_arg;
 };
 
 static struct cbshm_segment_header *header_of(const struct segment_writer *writer)
@@ -120,6 +123,12 @@ static void read_key(const struct segment_writer *writer, uint32_t slot, struct 
 {
 	payload_read(&key->length, &record_of(writer, slot)->name_length, 1);
 	payload_read(key->words, record_of(writer, slot)->name, NAME_WORDS);
+}
+
+static void tell_watcher(const struct segment_writer *writer, uint32_t slot, const char *removed)
+{
+	if (writer->watcher)
+		writer->watcher(writer->watcher_arg, slot, removed);
 }
 
 /* ---- the index -------------------------------------------------------------------------- */
@@ -280,6 +289,10 @@ static int slot_take(struct segment_writer *writer, uint32_t *slot)
 
 static void slot_free(struct segment_writer *writer, uint32_t slot, uint32_t bucket)
 {
+	char name[CBSHM_NAME_ROOM];
+	struct name_key key;
+
+	read_key(writer, slot, &key);
 	word_store(word_of(writer, slot), 0);
 	/* The name is written after this fence: see index_slot_name(). */
 	latch_fence_release();
@@ -290,6 +303,8 @@ static void slot_free(struct segment_writer *writer, uint32_t slot, uint32_t buc
 	writer->breakers--;
 	word_store(&header_of(writer)->breakers, writer->breakers);
 	writer->changed = true;
+	if (name_key_get(&key, name))
+		tell_watcher(writer, slot, name);
 }
 
 /*
@@ -634,8 +649,11 @@ static int replace_quietly(struct segment_writer *writer)
 {
 	char text[256];
 
-	return replace(writer, writer->file.view.layout.capacity, true,
-		       &(struct segment_message){text, sizeof(text)});
+	int error = replace(writer, writer->file.view.layout.capacity, true,
+			    &(struct segment_message){text, sizeof(text)});
+	if (!error)
+		tell_watcher(writer, SEGMENT_WRITER_ALL_SLOTS, NULL);
+	return error;
 }
 
 /* ---- open and close --------------------------------------------------------------------- */
@@ -923,6 +941,7 @@ static int insert(struct segment_writer *writer, const struct breaker_row *row,
 	row_detail(writer, row, &detail);
 	slot_fill(writer, slot, key, row_flags(row), &detail);
 	writer->seen[slot] = writer->load;
+	tell_watcher(writer, slot, NULL);
 	return 1;
 }
 
@@ -943,6 +962,7 @@ static int update(struct segment_writer *writer, const struct breaker_row *row, 
 		return 0;
 	latch_write(record_of(writer, slot), word_of(writer, slot), value, &detail);
 	writer->changed = true;
+	tell_watcher(writer, slot, NULL);
 	return 1;
 }
 
@@ -1053,6 +1073,23 @@ bool segment_writer_read(const struct segment_writer *writer, uint32_t slot,
 	read_detail(writer, slot, &copy);
 	*detail = copy.detail;
 	return name_key_get(&key, name);
+}
+
+bool segment_writer_find(const struct segment_writer *writer, const char *name, uint32_t *slot)
+{
+	struct index_hit hit;
+	struct name_key key;
+
+	if (!name_key_set(&key, name) || !index_find(&writer->file.view, &key, &hit))
+		return false;
+	*slot = hit.slot;
+	return true;
+}
+
+void segment_writer_watch(struct segment_writer *writer, segment_writer_watcher *changed, void *arg)
+{
+	writer->watcher = changed;
+	writer->watcher_arg = arg;
 }
 
 uint32_t segment_writer_breakers(const struct segment_writer *writer)

@@ -98,6 +98,18 @@ uint32_t segment_writer_slots(const struct segment_writer *writer);
 bool segment_writer_read(const struct segment_writer *writer, uint32_t slot,
 			 char name[CBSHM_NAME_ROOM], struct cbshm_detail *detail);
 
+/* The slot of a name. False: there is none. */
+bool segment_writer_find(const struct segment_writer *writer, const char *name, uint32_t *slot);
+
+/*
+ * From now on `changed` is called after each change of a slot, from within the function that makes it; with `removed`, the
+ * name, if its breaker is gone; with SEGMENT_WRITER_ALL_SLOTS when the slots have been numbered anew. NULL: no more.
+ */
+#define SEGMENT_WRITER_ALL_SLOTS UINT32_MAX
+typedef void segment_writer_watcher(void *arg, uint32_t slot, const char *removed);
+void segment_writer_watch(struct segment_writer *writer, segment_writer_watcher *changed,
+			  void *arg);
+
 /* Live breakers, and the start count of the segment. */
 uint32_t segment_writer_breakers(const struct segment_writer *writer);
 uint64_t segment_writer_boot_epoch(const struct segment_writer *writer);

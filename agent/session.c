@@ -23,6 +23,7 @@
 
 #include "agent/log.h"
 #include "agent/session.h"
+#include "agent/subscription.h"
 #include "agent/writer.h"
 
 #define INPUT_MAX         (2 * (size_t)MESSAGE_SIZE_MAX) /* bytes read ahead */
@@ -31,19 +32,24 @@
 
 enum session_state {
 	SESSION_READING,
-	SESSION_PAUSED,   /* too much under way: reads on when there is room */
-	SESSION_DRAINING, /* reads no more, answers what it has */
-	SESSION_ENDED,    /* to be freed by the next turn of the event loop */
+	SESSION_PAUSED,    /* too much under way: reads on when there is room */
+	SESSION_STREAMING, /* a subscription tells what changes, and nothing is read but the end */
+	SESSION_DRAINING,  /* reads no more, answers what it has */
+	SESSION_ENDED,     /* to be freed by the next turn of the event loop */
 	SESSION_STATES
 };
 
-static const char *const state_names[SESSION_STATES] = {"reading", "paused", "draining", "ended"};
+static const char *const state_names[SESSION_STATES] = {"reading", "paused", "streaming",
+							"draining", "ended"};
 
 static const bool state_moves[SESSION_STATES][SESSION_STATES] = {
-	[SESSION_READING] =
-		{[SESSION_PAUSED] = true, [SESSION_DRAINING] = true, [SESSION_ENDED] = true},
+	[SESSION_READING] = {[SESSION_PAUSED] = true,
+			     [SESSION_STREAMING] = true,
+			     [SESSION_DRAINING] = true,
+			     [SESSION_ENDED] = true},
 	[SESSION_PAUSED] =
 		{[SESSION_READING] = true, [SESSION_DRAINING] = true, [SESSION_ENDED] = true},
+	[SESSION_STREAMING] = {[SESSION_DRAINING] = true, [SESSION_ENDED] = true},
 	[SESSION_DRAINING] = {[SESSION_ENDED] = true},
 };
 
@@ -74,8 +80,9 @@ struct session {
 	enum method_effect effect; /* of those */
 	char *waiting;             /* a frame that must not overtake them */
 	size_t waiting_size;
-	size_t reserved; /* for the calls that are not answered */
-	size_t held;     /* bytes of replies that wait for an earlier one */
+	size_t reserved;                   /* for the calls that are not answered */
+	size_t held;                       /* bytes of replies that wait for an earlier one */
+	struct subscription *subscription; /* or NULL: the first call is the one that it answers */
 };
 
 static void session_process(struct session *session);
@@ -92,7 +99,7 @@ static void set_state(struct session *session, enum session_state state)
 	/* At the end of the input there is nothing left to be enabled for. */
 	if (state == SESSION_READING && !session->end_of_input)
 		bufferevent_enable(session->stream, EV_READ);
-	else if (state != SESSION_READING)
+	else if (state != SESSION_READING && state != SESSION_STREAMING)
 		bufferevent_disable(session->stream, EV_READ);
 }
 
@@ -172,25 +179,6 @@ static void send_replies(struct session *session)
 	}
 }
 
-/* After anything that may have let a session go on: to read, or to its end. */
-static void settle(struct session *session)
-{
-	if (session->state == SESSION_ENDED)
-		return;
-	send_replies(session);
-	if (session->state == SESSION_ENDED)
-		return;
-	if (unsent(session) > SESSION_UNSENT_MAX) {
-		drop(session, "unread_replies");
-	} else if (session->state == SESSION_PAUSED && has_room(session)) {
-		set_state(session, SESSION_READING);
-		next_turn(session);
-	} else if (session->state == SESSION_DRAINING && session->calls == 0 &&
-		   unsent(session) == 0) {
-		end(session);
-	}
-}
-
 /* Takes the reply over. NULL for want of memory: an order with a gap is none, so the session ends. */
 static void answer(struct call *call, enum reply_error error, char *reply)
 {
@@ -208,6 +196,77 @@ static void answer(struct call *call, enum reply_error error, char *reply)
 		session->held += strlen(reply) + 1;
 	} else {
 		drop(session, "memory");
+	}
+}
+
+static void stream_end(struct session *session, enum reply_error error, char *reply)
+{
+	subscription_free(session->subscription);
+	session->subscription = NULL;
+	answer(session->first, error, reply);
+	if (session->state == SESSION_STREAMING)
+		drain(session);
+}
+
+/* The call that the subscription answers gets a last reply, an error. */
+static void stream_fail(struct session *session, enum reply_error error, const char *why)
+{
+	struct fault fault;
+
+	fault_set(&fault, error, NULL, "%s", why);
+	stream_end(session, error, message_error(&fault));
+}
+
+/* Or none: the peer wants no more, or the agent stops. */
+static void stream_close(struct session *session)
+{
+	session->first->oneway = true;
+	stream_end(session, REPLY_OK, NULL);
+}
+
+/* As much as the peer may have ahead. */
+static void stream(struct session *session)
+{
+	while (session->state == SESSION_STREAMING && unsent(session) < SESSION_STREAM_AHEAD) {
+		char *reply;
+		enum subscription_news news = subscription_next(session->subscription, &reply);
+
+		if (news == SUBSCRIPTION_NOTHING)
+			break;
+		if (news == SUBSCRIPTION_BEHIND) {
+			stream_fail(
+				session, REPLY_LIMIT_EXCEEDED,
+				"the subscriber reads too slowly for what is removed: subscribe "
+				"anew");
+			break;
+		}
+		if (bufferevent_write(session->stream, reply, strlen(reply) + 1) < 0)
+			drop(session, "memory");
+		free(reply);
+	}
+}
+
+/* After anything that may have let a session go on: to read, or to its end. */
+static void settle(struct session *session)
+{
+	if (session->state == SESSION_ENDED)
+		return;
+	send_replies(session);
+	if (session->state == SESSION_ENDED)
+		return;
+	if (session->state == SESSION_STREAMING)
+		stream(session);
+	if (session->state == SESSION_ENDED || session->state == SESSION_STREAMING)
+		return;
+	send_replies(session); /* a stream's last */
+	if (unsent(session) > SESSION_UNSENT_MAX) {
+		drop(session, "unread_replies");
+	} else if (session->state == SESSION_PAUSED && has_room(session)) {
+		set_state(session, SESSION_READING);
+		next_turn(session);
+	} else if (session->state == SESSION_DRAINING && session->calls == 0 &&
+		   unsent(session) == 0) {
+		end(session);
 	}
 }
 
@@ -254,6 +313,21 @@ static void refuse_frame(struct session *session, struct call *call, const struc
 		drain(session);
 }
 
+static void on_news(void *arg)
+{
+	settle(arg);
+}
+
+/* Everything before it has been answered: see must_wait(). */
+static void subscribe(struct session *session, struct request *request)
+{
+	session->subscription =
+		subscription_new(session->host->subscriptions, (const char *const *)request->names,
+				 request->name_count, on_news, session);
+	request_free(request);
+	set_state(session, SESSION_STREAMING);
+}
+
 static void dispatch(struct session *session, struct call *call, const struct message *message,
 		     size_t size)
 {
@@ -270,9 +344,13 @@ static void dispatch(struct session *session, struct call *call, const struct me
 		answer(call, result.error, result.reply);
 		return;
 	}
+	if (result.stream) {
+		subscribe(session, result.request);
+		return;
+	}
 	call->reserved = REPLY_SIZE_COMMON + size;
-	if (result.method == METHOD_GET_INCIDENTS)
-		call->reserved = methods_incidents_room(result.request);
+	if (methods_reply_room(result.request) > 0)
+		call->reserved = methods_reply_room(result.request);
 	session->reserved += call->reserved;
 	result.request->done = request_done;
 	result.request->arg = call;
@@ -334,6 +412,17 @@ static void broken_frame(struct session *session, const char *message)
 	refuse_frame(session, call, &fault);
 }
 
+/* Of a peer that has subscribed nothing but the end is expected. */
+static void stream_input(struct session *session)
+{
+	if (evbuffer_get_length(bufferevent_get_input(session->stream)) > 0) {
+		stream_fail(session, REPLY_MALFORMED,
+			    "this connection belongs to a subscription: open another one");
+	} else if (session->end_of_input) {
+		stream_close(session);
+	}
+}
+
 /* No whole frame is there. Will one come? */
 static void input_exhausted(struct session *session)
 {
@@ -384,6 +473,8 @@ static void session_process(struct session *session)
 		spent += handle_frame(session, text, size);
 		send_replies(session);
 	}
+	if (session->state == SESSION_STREAMING)
+		stream_input(session);
 	settle(session);
 }
 
@@ -488,6 +579,10 @@ const struct peer *session_peer(const struct session *session)
 
 void session_stop(struct session *session)
 {
+	if (session->state == SESSION_STREAMING) {
+		stream_close(session);
+		settle(session);
+	}
 	if (session->state != SESSION_READING && session->state != SESSION_PAUSED)
 		return;
 	drain(session);
@@ -518,6 +613,7 @@ void session_free(struct session *session)
 		else
 			call_free(call);
 	}
+	subscription_free(session->subscription);
 	free(session->waiting);
 	if (session->turn != NULL)
 		event_free(session->turn);

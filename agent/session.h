@@ -3,8 +3,8 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * A session reads, pauses when too much is under way, drains (reads no more, but still answers what
- * it has read) and ends. All in the event loop's thread.
+ * A session reads, pauses when too much is under way, streams (a subscription has taken it over), drains (reads no more, but
+ * still answers what it has read) and ends. All in the event loop's thread.
  */
 #ifndef AGENT_SESSION_H
 #define AGENT_SESSION_H
@@ -17,12 +17,15 @@
 struct event_base;
 struct segment_writer;
 struct session;
+struct subscriptions;
 struct writer;
 
-#define SESSION_PIPELINE_MAX  1024u      /* calls read and not yet answered */
-#define SESSION_PROMISED_MAX  (1u << 20) /* bytes of replies not taken or to come: no more is read */
-#define SESSION_UNSENT_MAX    (2u << 20) /* bytes of replies not taken: the peer is cut off */
-#define SESSION_STALL_SECONDS 10         /* without any progress in sending */
+#define SESSION_PIPELINE_MAX 1024u      /* calls read and not yet answered */
+#define SESSION_PROMISED_MAX (1u << 20) /* bytes of replies not taken or to come: no more is read */
+#define SESSION_UNSENT_MAX   (2u << 20) /* bytes of replies not taken: the peer is cut off */
+#define SESSION_STREAM_AHEAD \
+	(1u << 17)               /* bytes of a subscription's replies not taken: no more are made */
+#define SESSION_STALL_SECONDS 10 /* without any progress in sending */
 
 struct session_counters {
 	uint64_t dropped;                        /* the peer did not read, and was cut off */
@@ -34,6 +37,7 @@ struct session_host {
 	struct event_base *event_base;
 	struct writer *writer;
 	const struct segment_writer *segment;
+	struct subscriptions *subscriptions;
 	struct session_counters *counters;
 	unsigned stall_ms; /* 0 = SESSION_STALL_SECONDS */
 	/* The session has ended by itself; it is freed when this returns. Not called by session_free(). */

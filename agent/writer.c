@@ -28,6 +28,7 @@
 #include "agent/connection.h"
 #include "agent/database.h"
 #include "agent/failure.h"
+#include "agent/fleet.h"
 #include "agent/log.h"
 #include "agent/mirror.h"
 #include "agent/query.h"
@@ -780,6 +781,10 @@ void writer_submit(struct writer *writer, struct request *request)
 
 	if (query_answers(request->kind)) {
 		queries_submit(writer->agent->queries, request);
+		return;
+	}
+	if (request->kind == REQUEST_WAIT_FLEET) {
+		fleet_wait(writer->agent->fleet, request);
 		return;
 	}
 	ticket = memory_new(1, sizeof(*ticket));

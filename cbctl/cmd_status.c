@@ -6,6 +6,7 @@
 #include "config.h"
 
 #include <stdio.h>
+#include <unistd.h>
 
 #include "cbctl/output.h"
 #include "cbctl/segment.h"
@@ -57,7 +58,7 @@ static void print_summary(size_t disabled, size_t total, const struct cbshm_heal
 		       short_age(health->database_age_us));
 }
 
-static int run_many(struct cbctl *cbctl, bool disabled_only,
+static int run_many(struct cbctl *cbctl, bool disabled_only, const char *prefix,
 		    void (*print)(const struct states *states))
 {
 	struct cbshm_health health;
@@ -68,7 +69,7 @@ static int run_many(struct cbctl *cbctl, bool disabled_only,
 
 	if (error != 0)
 		return error;
-	error = segment_states(cbctl, disabled_only, &states);
+	error = segment_states(cbctl, disabled_only, prefix, &states);
 	if (error != 0)
 		return fail_library(error, NULL);
 	for (size_t i = 0; i < states.count; i++)
@@ -130,10 +131,28 @@ static void print_list(const struct states *states)
 		print_line(&states->list[i], column);
 }
 
+/* As they are, for programs; a terminal gets nothing that would control it. */
+static void print_names(const struct states *states)
+{
+	const bool as_is = !isatty(STDOUT_FILENO);
+
+	for (size_t i = 0; i < states->count; i++)
+		puts(as_is ? states->list[i].name : clean(states->list[i].name));
+}
+
+enum { NAMES };
+
+static const struct option list_options[] = {[NAMES] = {"names", NULL}, {NULL, NULL}};
+
 static int run_list(struct cbctl *cbctl, const struct parsed *parsed)
 {
-	(void)parsed;
-	return run_many(cbctl, false, print_list);
+	const char *prefix = parsed->count > 0 ? parsed->words[0] : "";
+
+	if (parsed->values[NAMES] == NULL)
+		return run_many(cbctl, false, prefix, print_list);
+	if (output_is_json())
+		return fail_usage(&command_list, "--names is plain text: leave out --json");
+	return run_many(cbctl, false, prefix, print_names);
 }
 
 /* ---- status ----------------------------------------------------------------------------- */
@@ -253,7 +272,7 @@ static int run_status(struct cbctl *cbctl, const struct parsed *parsed)
 	int status;
 
 	if (parsed->count == 0)
-		return run_many(cbctl, true, print_disabled);
+		return run_many(cbctl, true, "", print_disabled);
 	status = segment_open(cbctl);
 	return status != 0 ? status : run_some(cbctl, parsed);
 }
@@ -274,11 +293,16 @@ const struct command command_status = {
 
 const struct command command_list = {
 	.name = "list",
-	.arguments = "",
+	.arguments = "[PREFIX] [--names]",
 	.summary = "all breakers, by name",
 	.help = "One line for each breaker, by name: state, name, and what there is to say.\n"
+		"\n"
+		"  PREFIX   only those whose names begin with it\n"
+		"  --names  the names alone\n"
+		"\n"
 		"Reads shared memory: it needs neither agent nor database.\n",
+	.options = list_options,
 	.least = 0,
-	.most = 0,
+	.most = 1,
 	.run = run_list,
 };

@@ -8,6 +8,7 @@
  */
 #include "config.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,7 +20,9 @@
 #include "cbctl/timespec.h"
 #include "cbctl/watch.h"
 
-#define LOOK_EVERY_MS 100 /* at the latest: keys and a new size of the terminal wait for it */
+#define LINES_WAIT_MS \
+	1000 /* how long to sleep while nothing changes; a reader that has gone waits for it */
+#define SCREEN_WAIT_MS 100 /* likewise; keys and a new size of the terminal wait for it */
 
 /* ---- looking ---------------------------------------------------------------------------- */
 
@@ -33,18 +36,43 @@ static void look_again(struct cbctl *cbctl, const struct parsed *parsed, struct 
 		look->error = segment_states_of(cbctl, parsed->words, (size_t)parsed->count,
 						&look->states);
 	else if (look->error == 0)
-		look->error = segment_states(cbctl, false, &look->states);
+		look->error = segment_states(cbctl, false, "", &look->states);
 	for (size_t i = 0; i < look->states.count; i++)
 		look->disabled += look->states.list[i].disabled;
 }
 
-/* Sleeps until something may have changed. False: nobody reads the output any more. */
-static bool wait_for_change(struct cbctl *cbctl)
+/* The end of the next TTL is a change that nobody announces: milliseconds until then, at most `most`. */
+static int until_next_end(const struct look *look, int most)
+{
+	for (size_t i = 0; i < look->states.count; i++) {
+		const struct cbshm_state *state = &look->states.list[i];
+
+		if (state->disabled && state->policy.auto_recover &&
+		    state->remaining_us != CBSHM_NO_TIME && state->remaining_us / 1000 < most)
+			most = (int)(state->remaining_us / 1000) + 1;
+	}
+	return most;
+}
+
+/*
+ * Sleeps until something changes, but no longer than so many milliseconds. `seen` is what the library knows us to have
+ * seen. True if something has changed.
+ */
+static bool wait_for_change(struct cbctl *cbctl, const struct look *look, uint64_t *seen, int most)
+{
+	const int timeout = until_next_end(look, most);
+	const int error = cbshm_wait(cbctl->client, NULL, 0, seen, timeout);
+
+	if (error == CBSHM_ERR_SYSTEM && errno != EINTR)
+		poll(NULL, 0, timeout);
+	return error != CBSHM_ERR_TIMEOUT || timeout < most;
+}
+
+static bool output_is_read(void)
 {
 	struct pollfd output = {.fd = STDOUT_FILENO};
 
-	(void)cbctl;
-	return poll(&output, 1, LOOK_EVERY_MS) <= 0 || !(output.revents & (POLLERR | POLLNVAL));
+	return poll(&output, 1, 0) <= 0 || !(output.revents & (POLLERR | POLLNVAL));
 }
 
 /* ---- lines ------------------------------------------------------------------------------ */
@@ -212,6 +240,7 @@ static int run_lines(struct cbctl *cbctl, const struct parsed *parsed)
 {
 	const char *condition = condition_word(CONDITION_GOOD);
 	struct look before, now;
+	uint64_t seen = 0;
 
 	look_again(cbctl, parsed, &before);
 	tell_start(&before);
@@ -221,8 +250,9 @@ static int run_lines(struct cbctl *cbctl, const struct parsed *parsed)
 			tell_condition(&now);
 		condition = look_condition(&now);
 		output_forget();
-		if (fflush(stdout) != 0 || !wait_for_change(cbctl))
+		if (fflush(stdout) != 0 || !output_is_read())
 			break;
+		wait_for_change(cbctl, &before, &seen, LINES_WAIT_MS);
 		look_again(cbctl, parsed, &now);
 		/* A segment that cannot be read tells nothing of its breakers. */
 		if (now.error == 0) {
@@ -237,38 +267,29 @@ static int run_lines(struct cbctl *cbctl, const struct parsed *parsed)
 
 /* ---- the table -------------------------------------------------------------------------- */
 
-/* Whether a page of `a` would look like one of `b`: times are shown in seconds. */
-static bool same_page(const struct look *a, const struct look *b)
+/* Times are shown in seconds, and so a page of the second before is old. */
+static int64_t second_of(struct cbctl *cbctl)
 {
-	if (a->error != b->error || a->now / 1000000 != b->now / 1000000 ||
-	    a->states.count != b->states.count ||
-	    condition_of(&a->health) != condition_of(&b->health))
-		return false;
-	for (size_t i = 0; i < a->states.count; i++) {
-		const struct cbshm_state *x = &a->states.list[i], *y = &b->states.list[i];
-
-		if (x->version != y->version || x->disabled != y->disabled ||
-		    strcmp(x->name, y->name) != 0)
-			return false;
-	}
-	return true;
+	return database_now(cbctl) / 1000000;
 }
 
 static int run_screen(struct cbctl *cbctl, const struct parsed *parsed)
 {
-	struct look shown = {.error = 0}, look;
+	struct look look = {.error = 0};
+	bool is_old = true;
+	uint64_t seen = 0;
 
 	screen_enter();
 	while (screen_goes_on()) {
-		look_again(cbctl, parsed, &look);
-		if (screen_is_stale() || !same_page(&shown, &look))
+		if (is_old || screen_is_stale() || second_of(cbctl) != look.now / 1000000) {
+			states_free(&look.states);
+			look_again(cbctl, parsed, &look);
 			watch_draw(&look);
-		states_free(&shown.states);
-		shown = look;
-		output_forget();
-		wait_for_change(cbctl);
+			output_forget();
+		}
+		is_old = wait_for_change(cbctl, &look, &seen, SCREEN_WAIT_MS);
 	}
-	states_free(&shown.states);
+	states_free(&look.states);
 	screen_leave();
 	return STATUS_DONE;
 }

@@ -18,8 +18,7 @@
 #include "cbctl/output.h"
 #include "cbctl/timespec.h"
 
-#define HEARTBEAT_LATE_US INT64_C(10000000) /* about 1 s is normal */
-#define DATABASE_LATE_US  INT64_C(30000000) /* likewise */
+#define DATABASE_LATE_US INT64_C(30000000) /* about 1 s is normal */
 
 /* ---- opening ---------------------------------------------------------------------------- */
 
@@ -103,7 +102,7 @@ enum condition condition_of(const struct cbshm_health *health)
 {
 	if (!health->agent_alive)
 		return CONDITION_AGENT_DOWN;
-	if (health->heartbeat_age_us > HEARTBEAT_LATE_US)
+	if (health->agent_hung)
 		return CONDITION_AGENT_HANGS;
 	if (!health->database_live || health->database_age_us > DATABASE_LATE_US)
 		return CONDITION_DATABASE_LOST;
@@ -185,6 +184,8 @@ struct collecting {
 	struct states *states;
 	size_t room;
 	bool disabled_only;
+	const char *prefix;
+	size_t prefix_length;
 };
 
 static int collect(const struct cbshm_state *state, void *arg)
@@ -193,7 +194,8 @@ static int collect(const struct cbshm_state *state, void *arg)
 	struct states *states = collecting->states;
 
 	states->total++;
-	if (collecting->disabled_only && !state->disabled)
+	if ((collecting->disabled_only && !state->disabled) ||
+	    strncmp(state->name, collecting->prefix, collecting->prefix_length) != 0)
 		return 0;
 	if (states->count == collecting->room) {
 		const size_t room = collecting->room > 0 ? collecting->room * 2 : 64;
@@ -213,9 +215,13 @@ static int compare(const void *a, const void *b)
 	return strcmp(((const struct cbshm_state *)a)->name, ((const struct cbshm_state *)b)->name);
 }
 
-int segment_states(struct cbctl *cbctl, bool disabled_only, struct states *states)
+int segment_states(struct cbctl *cbctl, bool disabled_only, const char *prefix,
+		   struct states *states)
 {
-	struct collecting collecting = {.states = states, .disabled_only = disabled_only};
+	struct collecting collecting = {.states = states,
+					.disabled_only = disabled_only,
+					.prefix = prefix,
+					.prefix_length = strlen(prefix)};
 	int error;
 
 	memset(states, 0, sizeof(*states));
@@ -357,6 +363,7 @@ static void json_age(cJSON *object, const char *name, int64_t us)
 void json_health(cJSON *object, const struct cbshm_health *health)
 {
 	json_bool(object, "agent_alive", health->agent_alive);
+	json_bool(object, "agent_hung", health->agent_hung);
 	json_bool(object, "database_live", health->database_live);
 	json_age(object, "heartbeat_age_seconds", health->heartbeat_age_us);
 	json_age(object, "database_age_seconds", health->database_age_us);

@@ -51,8 +51,9 @@ struct states {
 	size_t total; /* all breakers, listed or not */
 };
 
-/* All breakers, or those that are disabled now. 0 or an error of the library. */
-int segment_states(struct cbctl *cbctl, bool disabled_only, struct states *states);
+/* All breakers, or those that are disabled now, whose names begin with `prefix`. 0 or an error of the library. */
+int segment_states(struct cbctl *cbctl, bool disabled_only, const char *prefix,
+		   struct states *states);
 void states_free(struct states *states);
 
 /* Those of some names; of one that does not exist the version is 0 and the rest, but for its name, empty. */

@@ -363,6 +363,56 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_wait(struct cbshm *client,
 					     struct cbshm_breaker *const *breakers, size_t count,
 					     uint64_t *seen, int timeout_ms);
 
+/* ---- subscriptions ---------------------------------------------------------------------- */
+
+/* What cbshm_wait() is for threads, for event loops: a descriptor that poll(2) and its like can wait for, and events. */
+struct cbshm_subscription;
+
+enum cbshm_event_kind {
+	CBSHM_EVENT_STATE = 1,    /* `state`: a breaker as it is now */
+	CBSHM_EVENT_UNKNOWN = 2,  /* `state.name`: there is no such breaker, or no longer */
+	CBSHM_EVENT_COMPLETE = 3, /* all that there was at the beginning has been told */
+	CBSHM_EVENT_LOST = 4 /* no connection to the agent, see `error`: it is made by itself */
+};
+
+struct cbshm_event {
+	enum cbshm_event_kind kind;
+	int error;         /* CBSHM_EVENT_LOST: why */
+	char message[256]; /* CBSHM_EVENT_LOST: the same in words, and what to do */
+	struct cbshm_state state;
+};
+
+/*
+ * Subscribes to `count` breakers (1 to 1000), or to all (`names` NULL, `count` 0). Returns at once: the connection is made by
+ * cbshm_subscription_next(), and that there is no agent is no error.
+ *
+ * The first events tell all breakers as they are (of those of `names` that do not exist, CBSHM_EVENT_UNKNOWN), then comes CBSHM_EVENT_COMPLETE,
+ * then what changes: each time the newest state, once, however often it has changed since the last. When the connection is lost,
+ * CBSHM_EVENT_LOST tells that once; it is made again, after pauses of 0.1 to 5 s, and all of this begins anew, since
+ * nobody knows what was missed: what is not told between CBSHM_EVENT_LOST and CBSHM_EVENT_COMPLETE does not exist any more.
+ *
+ * A subscription belongs to one thread at a time and to the process that made it, and is closed before its client. Errors:
+ * CBSHM_ERR_INVALID, CBSHM_ERR_MEMORY, CBSHM_ERR_SYSTEM.
+ */
+CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_subscribe(struct cbshm *client, const char *const *names,
+						  size_t count,
+						  struct cbshm_subscription **subscription);
+
+/* To be waited for, until it can be read; nothing else. It stays the same, and is the library's to close. */
+CBSHM_PUBLIC int cbshm_subscription_fd(const struct cbshm_subscription *subscription);
+
+/*
+ * The next event. `timeout_ms`: how long to wait for one; 0 = not at all, as in an event loop, which calls this until there is none;
+ * -1 = for ever. Errors: CBSHM_ERR_TIMEOUT (there is none), CBSHM_ERR_INVALID, CBSHM_ERR_SYSTEM (errno EINTR: a signal
+ * handler has run).
+ */
+CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_subscription_next(struct cbshm_subscription *subscription,
+							  int timeout_ms,
+							  struct cbshm_event *event);
+
+/* NULL is fine. */
+CBSHM_PUBLIC void cbshm_subscription_close(struct cbshm_subscription *subscription);
+
 /* ---- writes ----------------------------------------------------------------------------- */
 
 /*

@@ -378,7 +378,12 @@ int answer_policy(const cJSON *parameters, struct cbshm_call *call, struct cbshm
 
 int answer_state(const cJSON *parameters, struct cbshm_call *call, struct cbshm_state *state)
 {
-	struct fields fields = {.object = cJSON_GetObjectItemCaseSensitive(parameters, "state")};
+	return answer_one_state(cJSON_GetObjectItemCaseSensitive(parameters, "state"), call, state);
+}
+
+int answer_one_state(const cJSON *object, struct cbshm_call *call, struct cbshm_state *state)
+{
+	struct fields fields = {.object = object};
 	struct fields policy = {.object =
 					cJSON_GetObjectItemCaseSensitive(fields.object, "policy")};
 

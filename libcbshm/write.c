@@ -18,6 +18,7 @@
 #include "libcbshm/cbshm_private.h"
 #include "libcbshm/client.h"
 #include "libcbshm/error.h"
+#include "libcbshm/write.h"
 
 #define INCIDENTS_MAX     1000
 #define INCIDENTS_DEFAULT 10
@@ -235,8 +236,9 @@ static int64_t database_now(struct cbshm *client)
 	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000 + offset;
 }
 
-static void apply_ttl(struct cbshm_state *state, int64_t now)
+void state_apply_ttl(struct cbshm *client, struct cbshm_state *state)
 {
+	const int64_t now = database_now(client);
 	const bool has_end = state->row_disabled && state->disabled_until != CBSHM_NO_TIME;
 	const bool passed = has_end && state->disabled_until <= now;
 
@@ -256,6 +258,6 @@ int cbshm_fetch_state(struct cbshm *client, const char *name, struct cbshm_call 
 	writing_call(&w, client, "GetState", CLIENT_READ);
 	THEN(&w, answer_state(w.answer, w.call, state));
 	if (w.error == 0)
-		apply_ttl(state, database_now(client));
+		state_apply_ttl(client, state);
 	return writing_end(&w);
 }

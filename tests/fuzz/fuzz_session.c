@@ -31,6 +31,7 @@
 #include "agent/log.h"
 #include "agent/segment_writer.h"
 #include "agent/session.h"
+#include "agent/subscription.h"
 #include "agent/writer.h"
 #include "libcbshm/name.h"
 #include "tests/fuzz/target.h"
@@ -58,6 +59,7 @@ struct harness {
 	struct event_base *base;
 	struct writer writer;
 	struct segment_writer segment;
+	struct subscriptions *subscriptions;
 	struct session_counters counters;
 	struct session *session; /* NULL: ended */
 	uint8_t mode;
@@ -93,6 +95,25 @@ bool segment_writer_read(const struct segment_writer *writer, uint32_t slot,
 	return slot % 3 != 0;
 }
 
+bool segment_writer_find(const struct segment_writer *writer, const char *name, uint32_t *slot)
+{
+	char found[CBSHM_NAME_ROOM];
+	struct cbshm_detail detail;
+
+	for (*slot = 0; *slot < segment_writer_slots(writer); (*slot)++) {
+		if (segment_writer_read(writer, *slot, found, &detail) && strcmp(found, name) == 0)
+			return true;
+	}
+	return false;
+}
+
+void segment_writer_watch(struct segment_writer *writer, segment_writer_watcher *changed, void *arg)
+{
+	(void)writer;
+	(void)changed;
+	(void)arg;
+}
+
 static bool is_object_text(const char *text)
 {
 	cJSON *value = cJSON_Parse(text);
@@ -107,7 +128,8 @@ static void check_request(const struct request *request)
 {
 	REQUIRE(request->name == NULL || name_length(request->name) > 0);
 	REQUIRE(request->name != NULL || request->kind == REQUEST_SET_POLICY ||
-		request->kind == REQUEST_GET_INCIDENTS);
+		request->kind == REQUEST_GET_INCIDENTS || request->kind == REQUEST_GET_AGENTS ||
+		request->kind == REQUEST_WAIT_FLEET);
 	REQUIRE(request->score >= 0 && request->score <= 1);
 	REQUIRE(request->count >= 0 && request->count <= ARGUMENT_COUNT_MAX);
 	REQUIRE(request->details == NULL ||
@@ -247,7 +269,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	harness->mode = data[0];
 	harness->reply_size = 0;
+	harness->subscriptions = subscriptions_new(harness->base, &harness->segment);
 	host = (struct session_host){.event_base = harness->base,
+				     .subscriptions = harness->subscriptions,
 				     .writer = &harness->writer,
 				     .segment = &harness->segment,
 				     .counters = &harness->counters,
@@ -259,6 +283,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			    &harness->session) == 0);
 	converse(harness, data + 1, size - 1);
 	answer_all(harness);
+	subscriptions_free(harness->subscriptions);
 	close(pair[0]);
 	return 0;
 }

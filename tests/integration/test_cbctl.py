@@ -439,23 +439,6 @@ class Nothing(unittest.TestCase):
             with self.subTest(words=words):
                 self.assertIn(expected, self.cbctl(*words, check=2).err)
 
-    def test_completion(self):
-        script = os.path.join(tap.source_dir(), "cbctl", "completion", "cbctl")
-        helper = (f"source {script}; COMP_WORDS=(cbctl \"$@\"); COMP_CWORD=$#; _cbctl; "
-                  "printf '%s\\n' \"${COMPREPLY[@]}\"")
-
-        def complete(*words):
-            done = subprocess.run(["bash", "-c", helper, "bash", *words], stdout=subprocess.PIPE, text=True, check=True)
-            return done.stdout.split()
-
-        self.assertEqual(complete("dis"), ["disable"])
-        self.assertEqual(sorted(complete("disable", "b", "--")), sorted(
-            ["--reason", "--by", "--until", "--for", "--socket", "--segment", "--json", "--help"]))
-        self.assertEqual(complete("policy", "b", "drift"), ["drift_threshold="])
-        self.assertIn("--all", complete("incidents", "--a"))
-        commands = set(re.findall(r"^[A-Z ][a-z ]{5}  ([a-z][a-z-]+)  ", self.cbctl("--help").out, re.MULTILINE))
-        self.assertEqual(set(complete("")), commands)
-
 
 class Migrate(unittest.TestCase):
     @classmethod

@@ -9,7 +9,7 @@ import unittest
 
 from support import tap
 from support.agent import Agent, wait_for
-from support.alertmanager import free_port
+from support.alertmanager import Fake, free_port
 from support.postgres import Postgres
 from support.prometheus import OPENMETRICS, Samples, get, promtool, scrape
 
@@ -88,6 +88,7 @@ class Format(MetricsTest):
     def test_the_manual_has_every_family(self):
         with open(os.path.join(tap.source_dir(), "man", "cbshm-metrics.7"), encoding="utf-8") as page:
             described = set(re.findall(r"^\.It Li ([a-z_]+)", page.read(), re.M))
+        wait_for(lambda: "cbshm_alert_queue{" in self.scrape().text, 10, "the first sample of the queue")
         names = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name, _ in self.scrape()}
         self.assertEqual(described, names)
 
@@ -305,6 +306,68 @@ class Database(MetricsTest):
         self.postgres.start()
         wait_for(lambda: self.ready() == (200, "ok\n"), 20, "readyz with a database")
         self.assertDelta(before, self.scrape(), 1, "cbshm_database_connects_total")
+
+
+class Alerts(MetricsTest):
+    def fake(self, *args, **kwargs):
+        fake = Fake(*args, **kwargs)
+        self.addCleanup(fake.close)
+        return fake
+
+    def configure(self, **keys):
+        """Alertmanager's section as it is from now on."""
+        self.agent.config["alertmanager"] = {"resend_interval": "1", **keys}
+        self.agent.write_config()
+        loads = self.agent.log().count("event=reloaded")
+        self.agent.sighup()
+        wait_for(lambda: self.agent.log().count("event=reloaded") > loads, 10, "the reload")
+
+    def wait_for_delta(self, before, delta, name, **labels):
+        wait_for(lambda: self.scrape().value(name, **labels) - before.value(name, **labels) >= delta, 20, f"{name} {labels}")
+
+    def test_results_of_posts(self):
+        before = self.scrape()
+        hanging = self.fake(lambda alerts: None)
+        plain = self.fake()
+        members = {"accepted": self.fake().url, "refused": self.fake(lambda alerts: 400).url,
+                   "status": self.fake(lambda alerts: 500).url, "connect": f"http://127.0.0.1:{free_port()}",
+                   "timeout": hanging.url, "tls": f"https://127.0.0.1:{plain.port}", "lookup": "http://no..name"}
+        self.configure(url=", ".join(members.values()))
+        for result in members:
+            with self.subTest(result=result):
+                self.wait_for_delta(before, 1, "cbshm_alert_posts_total", result=result)
+        self.configure(url=plain.url, bearer_token_file="/nowhere/token")
+        self.wait_for_delta(before, 1, "cbshm_alert_posts_total", result="internal")
+
+    def test_what_becomes_of_alerts(self):
+        answer = [200]
+        fake = self.fake(lambda alerts: answer[0])
+        self.configure(url=fake.url)
+        before = self.scrape()
+        self.agent.call("Disable", name="a", reason="r")
+        self.wait_for_delta(before, 1, "cbshm_alerts_total", result="sent")
+        self.wait_for_delta(before, 1, "cbshm_alerts_total", result="repeated")
+        answer[0] = 500
+        self.agent.call("Disable", name="b", reason="r")
+        self.wait_for_delta(before, 1, "cbshm_alerts_total", result="put_off")
+        wait_for(lambda: self.scrape().value("cbshm_alert_queue", status="pending") == 1, 10, "the queue")
+        self.assertGreater(self.scrape().value("cbshm_alert_queue_oldest_seconds"), 0)
+        self.postgres.psql("UPDATE cbshm.alert_queue SET attempts = 9, next_attempt_at = now() WHERE status = 'pending'; "
+                           "NOTIFY cbshm, 'a'")
+        self.wait_for_delta(before, 1, "cbshm_alerts_total", result="failed")
+        wait_for(lambda: self.scrape().value("cbshm_alert_queue", status="failed") == 1, 10, "the failed one")
+        self.assertEqual(self.scrape().value("cbshm_alert_queue", status="pending"), 0)
+        self.configure(url=None)
+        self.agent.call("Enable", name="a")
+        self.postgres.psql("UPDATE cbshm.alert_queue SET next_attempt_at = now() - interval '1 min' WHERE status = 'pending'; "
+                           "NOTIFY cbshm, 'a'")
+        self.wait_for_delta(before, 1, "cbshm_alerts_total", result="skipped")
+
+    def test_leased(self):
+        hanging = self.fake(lambda alerts: None if alerts else 200)
+        self.configure(url=hanging.url)
+        self.agent.call("Disable", name="c", reason="r")
+        wait_for(lambda: self.scrape().value("cbshm_alert_queue", status="leased") == 1, 15, "the lease")
 
 
 class Many(MetricsTest):

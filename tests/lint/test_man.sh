@@ -4,12 +4,17 @@
 # The manual pages are good mdoc, and every cross reference to a page of ours leads somewhere.
 . "$(dirname "$0")/lib.sh"
 
+# A page about several functions is found under the name of each, too.
+alias_of() { # NAME SECTION
+	[ "$2" = 3 ] && grep -q "^\.Nm $1\( ,\)\?$" "$source_dir"/man/cbshm_*.3
+}
+
 references() {
 	local name section missing=0
 	while read -r name section; do
 		case $name in
 		cb* | libcbshm | io.cbshm)
-			if [ ! -e "$source_dir/man/$name.$section" ]; then
+			if [ ! -e "$source_dir/man/$name.$section" ] && ! alias_of "$name" "$section"; then
 				echo "$name($section) does not exist"
 				missing=1
 			fi

@@ -30,14 +30,17 @@ class Manual(fixture.SqlTest):
                               "AND prorettype <> 'trigger'::regtype")
         self.assertGreater(len(functions), 10)
         page = self.TEXT.replace("\\\n", "")
-        for function in functions:
-            with self.subTest(function=function["name"]):
-                self.assertIn(" ".join([".It Fn cbshm." + function["name"], *function["parameters"]]) + "\n", page)
+        self.assertEqual(sorted(re.findall(r"^\.It Fn cbshm\.(.*)$", page, re.M)), sorted(
+            " ".join([function["name"], *function["parameters"]]) for function in functions))
 
     def test_tables(self):
-        for each in self.rows("SELECT relname FROM pg_class WHERE relnamespace = 'cbshm'::regnamespace "
-                              "AND relkind IN ('r', 'v')"):
-            self.assertIn(f".It Li cbshm.{each['relname']}\n", self.TEXT)
+        self.assertEqual(sorted(re.findall(r"^\.It Li cbshm\.(\w+)$", self.TEXT, re.M)), sorted(
+            each["relname"] for each in self.rows("SELECT relname FROM pg_class WHERE relkind IN ('r', 'v') "
+                                                  "AND relnamespace = 'cbshm'::regnamespace")))
+
+    def test_roles(self):
+        self.assertEqual(sorted(re.findall(r"^\.It Li (cbshm_\w+)$", self.TEXT, re.M)), sorted(
+            each["rolname"] for each in self.rows("SELECT rolname FROM pg_roles WHERE rolname LIKE 'cbshm\\_%'")))
 
     def test_columns_of_the_breaker(self):
         section = self.TEXT.split(".It Li cbshm.breaker\n")[1].split("It may be written")[0]

@@ -82,9 +82,10 @@ class Postgres:
     end; the scratch directory may be shared with other fixtures (scratch=).
 
     fsync: off for speed, unless a test is about durability. options: more server settings, {"name": "value"}.
+    standby_of: instead of an empty one, a standby that streams from that server.
     """
 
-    def __init__(self, scratch=None, fsync=False, options=None, name="pg"):
+    def __init__(self, scratch=None, fsync=False, options=None, name="pg", standby_of=None):
         self.bin = bindir()
         self.user = _server_user()
         self._own_scratch = scratch is None
@@ -99,10 +100,13 @@ class Postgres:
         self.process = None
         self._sessions = []
         try:
-            self._run("initdb", "--pgdata", self.data, "--username", SUPERUSER, "--auth", "trust", "--encoding",
-                      "UTF8", "--locale", "C", "--no-sync", "--no-instructions")
-            self.start()
-            self.psql(f"CREATE DATABASE {DATABASE} ENCODING 'UTF8'", db="postgres")
+            if standby_of:
+                self.follow(standby_of)
+            else:
+                self._run("initdb", "--pgdata", self.data, "--username", SUPERUSER, "--auth", "trust", "--encoding",
+                          "UTF8", "--locale", "C", "--no-sync", "--no-instructions")
+                self.start()
+                self.psql(f"CREATE DATABASE {DATABASE} ENCODING 'UTF8'", db="postgres")
         except BaseException:
             self.close()
             raise
@@ -136,6 +140,36 @@ class Postgres:
                 raise RuntimeError(f"PostgreSQL did not start:\n{self.log()}")
             time.sleep(0.02)
 
+    def follow(self, primary):
+        """Throws away what this server has, takes a base backup of the primary, and starts as its standby."""
+        shutil.rmtree(self.data, ignore_errors=True)
+        self._run("pg_basebackup", "--pgdata", self.data, "--dbname",
+                  f"host={primary.host} user={SUPERUSER} application_name={os.path.basename(self.host)}",
+                  "--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "--no-sync")
+        # Once promoted it waits for nobody, until wait_for_standby() of its own.
+        with open(os.path.join(self.data, "postgresql.auto.conf"), "a", encoding="utf-8") as file:
+            file.write("synchronous_standby_names = ''\n")
+        self.start()
+
+    def wait_for_standby(self, timeout=30):
+        """From now on a commit waits for a standby; returns when one has everything."""
+        self.psql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        self.psql("SELECT pg_reload_conf()")
+        self._poll("SELECT count(*) > 0 FROM pg_stat_replication WHERE sync_state = 'sync' "
+                   "AND flush_lsn >= pg_current_wal_flush_lsn()", timeout)
+
+    def promote(self, timeout=30):
+        """Makes a primary of a standby; returns when it takes writes."""
+        self.psql("SELECT pg_promote(false)", db="postgres")
+        self._poll("SELECT NOT pg_is_in_recovery()", timeout)
+
+    def _poll(self, question, timeout):
+        end = time.monotonic() + timeout
+        while self.psql(question, db="postgres") != "t":
+            if time.monotonic() > end:
+                raise TimeoutError(f"not within {timeout} s: {question}\n{self.log()}")
+            time.sleep(0.02)
+
     def stop(self, mode="fast"):
         """Stops the server: "smart", "fast" or "immediate"."""
         if self.process is None:
@@ -156,6 +190,17 @@ class Postgres:
         self.process.wait(60)
         wait_none_in(self.data)
         self.process = None
+        self._remove_interlock()
+
+    def _remove_interlock(self):
+        """The little piece of System V shared memory that a killed postmaster leaves behind."""
+        try:
+            with open(os.path.join(self.data, "postmaster.pid"), encoding="utf-8") as file:
+                _, identifier = file.read().splitlines()[6].split()
+        except (OSError, IndexError, ValueError):
+            return
+        subprocess.run(["ipcrm", "--shmem-id", identifier], check=False, stdout=subprocess.DEVNULL,
+                       stderr=subprocess.DEVNULL)
 
     def sigstop(self):
         """Freezes the postmaster and all its children: connections stay, nothing answers."""

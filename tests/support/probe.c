@@ -10,20 +10,25 @@
  *	state NAME                     -> version=N disabled=0|1 failures=N by=... reason=... (or error)
  *	spin NAME COUNT                -> disabled N            (COUNT checks, nothing else)
  *	watch NAME MILLISECONDS        -> N T:D:EPOCH ...       (N checks; every change with its CLOCK_REALTIME in microseconds)
+ *	pace NAME MILLISECONDS         -> N MICROSECONDS        (a check every millisecond: how many, and the slowest)
  *	drift NAME SCORE [DETAILS]     -> ok INCIDENT-or-- | error CODE MESSAGE
  *	schema-error NAME COUNT        -> likewise
  *	disable NAME FOR_US REASON     -> ok 0|1 INCIDENT-or-- | error CODE MESSAGE
- *	enable NAME                    -> ok 0|1 | error CODE MESSAGE
+ *	enable NAME [BY]               -> ok 0|1 | error CODE MESSAGE
  *	fetch NAME                     -> as state, from the database
  *	timeout MILLISECONDS           -> ok                    (for the writes that follow)
  *	status                         -> 0 or a negative code
  *	policy NAME static|open|closed US -> ok              (the handle's stale policy)
  *	wait NAME|* MILLISECONDS       -> changed | error ... (since the last wait for it; at once at first)
+ *	subscribe [NAME...]            -> ok                    (all without names)
+ *	event MILLISECONDS             -> state NAME D VERSION | unknown NAME | complete | lost ERROR | error ...
+ *	                                  (waits in poll() for the descriptor, not in the library)
  *	health                         -> agent=0|1 hung=0|1 database=0|1 heartbeat=US epoch=N breakers=N
  */
 #include "config.h"
 
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -161,6 +166,25 @@ static void do_watch(char *line)
 	printf("\n");
 }
 
+static void do_pace(char *line)
+{
+	struct cbshm_breaker *breaker = handle(word(&line));
+	long count = atol(word(&line));
+	int64_t slowest = 0;
+
+	if (!breaker)
+		return;
+	for (long i = 0; i < count; i++) {
+		int64_t before = now_us();
+		cbshm_check(breaker);
+		int64_t took = now_us() - before;
+		if (took > slowest)
+			slowest = took;
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	}
+	printf("%ld %" PRId64 "\n", count, slowest);
+}
+
 static void print_report(int error, const char *tripped)
 {
 	if (error)
@@ -207,7 +231,8 @@ static void do_disable(char *line)
 static void do_enable(char *line)
 {
 	bool changed = false;
-	int error = cbshm_enable(client, word(&line), NULL, NULL, &call, &changed);
+	const char *name = word(&line);
+	int error = cbshm_enable(client, name, *line ? line : NULL, NULL, &call, &changed);
 
 	if (error)
 		print_error(error);
@@ -270,6 +295,58 @@ static void do_wait(char *line)
 		printf("changed\n");
 }
 
+static struct cbshm_subscription *subscription;
+
+static void do_subscribe(char *line)
+{
+	const char *names[64];
+	size_t count = 0;
+
+	for (const char *name = word(&line); *name && count < 64; name = word(&line))
+		names[count++] = name;
+	cbshm_subscription_close(subscription);
+	call.message[0] = '\0';
+	int error = cbshm_subscribe(client, count ? names : NULL, count, &subscription);
+	if (error)
+		print_error(error);
+	else
+		printf("ok\n");
+}
+
+static int next_event(int timeout_ms, struct cbshm_event *event)
+{
+	struct pollfd descriptor = {cbshm_subscription_fd(subscription), POLLIN, 0};
+	const int64_t end = now_us() + timeout_ms * INT64_C(1000);
+	int error;
+
+	do {
+		int64_t left = end - now_us();
+
+		poll(&descriptor, 1, left > 0 ? (int)(left / 1000) + 1 : 0);
+		error = cbshm_subscription_next(subscription, 0, event);
+	} while (error == CBSHM_ERR_TIMEOUT && now_us() < end);
+	return error;
+}
+
+static void do_event(char *line)
+{
+	struct cbshm_event event;
+	int error = next_event(atoi(line), &event);
+
+	call.message[0] = '\0';
+	if (error)
+		print_error(error);
+	else if (event.kind == CBSHM_EVENT_STATE)
+		printf("state %s %d %" PRIu64 "\n", event.state.name, event.state.disabled,
+		       event.state.version);
+	else if (event.kind == CBSHM_EVENT_UNKNOWN)
+		printf("unknown %s\n", event.state.name);
+	else if (event.kind == CBSHM_EVENT_COMPLETE)
+		printf("complete\n");
+	else
+		printf("lost %d %s\n", event.error, event.message);
+}
+
 static void do_health(char *line)
 {
 	struct cbshm_health health;
@@ -294,7 +371,8 @@ static const struct {
 	{"watch", do_watch},     {"drift", do_drift},   {"schema-error", do_schema_error},
 	{"disable", do_disable}, {"enable", do_enable}, {"fetch", do_fetch},
 	{"timeout", do_timeout}, {"status", do_status}, {"health", do_health},
-	{"policy", do_policy},   {"wait", do_wait},
+	{"policy", do_policy},   {"wait", do_wait},     {"subscribe", do_subscribe},
+	{"event", do_event},     {"pace", do_pace},
 };
 
 static void run(char *line)
@@ -324,6 +402,7 @@ int main(void)
 		run(line);
 		fflush(stdout);
 	}
+	cbshm_subscription_close(subscription);
 	for (size_t i = 0; i < handle_count; i++)
 		cbshm_breaker_close(handles[i]);
 	cbshm_close(client);

@@ -31,6 +31,7 @@
 #include "agent/log.h"
 #include "agent/segment_writer.h"
 #include "agent/session.h"
+#include "agent/subscription.h"
 #include "agent/writer.h"
 #include "tests/support/tap.h"
 
@@ -59,6 +60,8 @@ void writer_submit(struct writer *writer, struct request *request)
 struct segment_writer {
 	uint32_t slots;
 	size_t reason_length;
+	segment_writer_watcher *changed;
+	void *changed_arg;
 };
 
 uint32_t segment_writer_slots(const struct segment_writer *writer)
@@ -90,10 +93,29 @@ bool segment_writer_read(const struct segment_writer *writer, uint32_t slot,
 	return true;
 }
 
+bool segment_writer_find(const struct segment_writer *writer, const char *name, uint32_t *slot)
+{
+	char found[CBSHM_NAME_ROOM];
+	struct cbshm_detail detail;
+
+	for (*slot = 0; *slot < segment_writer_slots(writer); (*slot)++) {
+		if (segment_writer_read(writer, *slot, found, &detail) && strcmp(found, name) == 0)
+			return true;
+	}
+	return false;
+}
+
+void segment_writer_watch(struct segment_writer *writer, segment_writer_watcher *changed, void *arg)
+{
+	writer->changed = changed;
+	writer->changed_arg = arg;
+}
+
 static struct fixture {
 	struct event_base *base;
 	struct writer writer;
 	struct segment_writer segment;
+	struct subscriptions *subscriptions;
 	struct session_counters counters;
 	struct session_host host;
 	struct session *session; /* NULL: ended */
@@ -128,7 +150,9 @@ static void open_session_with(enum access access, unsigned stall_ms)
 
 	memset(&fx, 0, sizeof(fx));
 	fx.base = event_base_new();
+	fx.subscriptions = subscriptions_new(fx.base, &fx.segment);
 	fx.host = (struct session_host){.event_base = fx.base,
+					.subscriptions = fx.subscriptions,
 					.writer = &fx.writer,
 					.segment = &fx.segment,
 					.counters = &fx.counters,
@@ -160,6 +184,7 @@ static void close_session(void)
 	static const struct answer gone = {.status = ANSWER_DATABASE_UNAVAILABLE};
 
 	session_free(fx.session);
+	subscriptions_free(fx.subscriptions);
 	while (fx.writer.count > 0)
 		answer_one(0, &gone);
 	if (fx.client >= 0)
@@ -441,6 +466,198 @@ static void test_more_and_upgrade(void)
 		     "org.varlink.service.InvalidParameter", "parameter", "more");
 	expect_error("upgrade", call("{\"upgrade\":true,\"method\":\"io.cbshm.List\"}"),
 		     "org.varlink.service.InvalidParameter", "parameter", "upgrade");
+	close_session();
+}
+
+#define SUBSCRIBE "{\"method\":\"io.cbshm.Subscribe\",\"more\":true"
+
+/* Of a reply to Subscribe: "breakers+unknown complete?". */
+static bool told(cJSON *reply, int breakers, int unknown, bool complete)
+{
+	const cJSON *parameters = cJSON_GetObjectItemCaseSensitive(reply, "parameters");
+	bool is = cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(parameters, "breakers")) ==
+			  breakers &&
+		  cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(parameters, "unknown")) ==
+			  unknown &&
+		  cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(parameters, "complete")) ==
+			  complete &&
+		  cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(reply, "continues"));
+
+	cJSON_Delete(reply);
+	return is;
+}
+
+static void change_slot(uint32_t slot, const char *removed)
+{
+	CU_ASSERT_PTR_NOT_NULL_FATAL(fx.segment.changed);
+	fx.segment.changed(fx.segment.changed_arg, slot, removed);
+}
+
+static void test_subscribe_flags(void)
+{
+	open_session(ACCESS_REPORT);
+	expect_error("no more", call("{\"method\":\"io.cbshm.Subscribe\"}"),
+		     "org.varlink.service.ExpectedMore", "", "");
+	expect_error("oneway", call(SUBSCRIBE ",\"oneway\":false,\"upgrade\":true}"),
+		     "org.varlink.service.InvalidParameter", "parameter", "upgrade");
+	expect_error("no array", call(SUBSCRIBE ",\"parameters\":{\"names\":\"a\"}}"),
+		     "io.cbshm.InvalidArgument", "field", "names");
+	expect_error("none", call(SUBSCRIBE ",\"parameters\":{\"names\":[]}}"),
+		     "io.cbshm.InvalidArgument", "field", "names");
+	expect_error("no name", call(SUBSCRIBE ",\"parameters\":{\"names\":[\"a\",\"\"]}}"),
+		     "io.cbshm.InvalidArgument", "field", "names");
+	CU_ASSERT_PTR_NULL(fx.segment.changed);
+	close_session();
+	open_session(ACCESS_ANYBODY);
+	expect_error("stranger", call(SUBSCRIBE "}"), "io.cbshm.PermissionDenied", "", "");
+	close_session();
+}
+
+static void test_subscribe_all(void)
+{
+	open_session(ACCESS_REPORT);
+	fx.segment.slots = 250; /* every seventh of them free */
+	CU_ASSERT_TRUE(told(call(SUBSCRIBE "}"), 100, 0, false));
+	CU_ASSERT_TRUE(told(receive(), 100, 0, false));
+	CU_ASSERT_TRUE(told(receive(), 250 - 35 - 200, 0, true));
+	change_slot(3, NULL);
+	change_slot(3, NULL);
+	change_slot(6, NULL); /* free: nothing to tell */
+	CU_ASSERT_TRUE(told(receive(), 1, 0, true));
+	change_slot(13, "gone");
+	change_slot(4, NULL);
+	CU_ASSERT_TRUE(told(receive(), 1, 1, true));
+	change_slot(SEGMENT_WRITER_ALL_SLOTS, NULL);
+	CU_ASSERT_TRUE(told(receive(), 100, 0, true));
+	CU_ASSERT_TRUE(told(receive(), 100, 0, true));
+	CU_ASSERT_TRUE(told(receive(), 250 - 35 - 200, 0, true));
+	close_session();
+	CU_ASSERT_PTR_NULL(fx.segment.changed);
+}
+
+static void test_subscribe_names(void)
+{
+	open_session(ACCESS_REPORT);
+	fx.segment.slots = 100;
+	CU_ASSERT_TRUE(told(
+		call(SUBSCRIBE ",\"parameters\":{\"names\":[\"b3000\",\"x\",\"b1000\",\"x\"]}}"), 2,
+		1, true));
+	for (uint32_t slot = 0; slot < 100; slot++)
+		change_slot(slot, NULL);
+	CU_ASSERT_TRUE(told(receive(), 2, 0, true));
+	change_slot(13, "y");
+	change_slot(13, "x");
+	CU_ASSERT_TRUE(told(receive(), 0, 1, true));
+	change_slot(13, "b1000"); /* it is there again, under another number */
+	change_slot(3, NULL);
+	CU_ASSERT_TRUE(told(receive(), 1, 0, true));
+	close_session();
+}
+
+static void test_subscribe_empty(void)
+{
+	open_session(ACCESS_REPORT);
+	CU_ASSERT_TRUE(told(call(SUBSCRIBE "}"), 0, 0, true));
+	close_session();
+}
+
+/* Calls before it are answered first; whatever comes after it ends it. */
+static void test_subscribe_order(void)
+{
+	static const struct answer ok = {.status = ANSWER_OK, .json = "{}"};
+	cJSON *reply;
+
+	open_session(ACCESS_ADMIN);
+	send_text("{\"method\":\"io.cbshm.GetState\",\"parameters\":{\"name\":\"a\"}}");
+	send_text(SUBSCRIBE "}");
+	pump();
+	CU_ASSERT_EQUAL_FATAL(fx.writer.count, 1);
+	CU_ASSERT_PTR_NULL(fx.segment.changed);
+	answer_one(0, &ok);
+	reply = receive();
+	CU_ASSERT_PTR_NOT_NULL(cJSON_GetObjectItemCaseSensitive(
+		cJSON_GetObjectItemCaseSensitive(reply, "parameters"), "state"));
+	cJSON_Delete(reply);
+	CU_ASSERT_TRUE(told(receive(), 0, 0, true));
+	expect_error("a call", call("{\"method\":\"io.cbshm.List\"}"), "io.cbshm.Malformed", "",
+		     "");
+	CU_ASSERT_PTR_NULL(receive_from(fx.client));
+	CU_ASSERT_PTR_NULL(fx.session);
+	close_session();
+}
+
+/* Its replies stop at some bytes; what changes meanwhile is told once. */
+static void test_subscribe_slowly(void)
+{
+	unsigned replies = 0, states = 0;
+	bool last = false;
+
+	open_session(ACCESS_REPORT);
+	fx.segment.slots = 5000;
+	fx.segment.reason_length = CBSHM_DETAIL_REASON_BYTES;
+	send_text(SUBSCRIBE "}");
+	for (int i = 0; i < 2000; i++) {
+		for (uint32_t slot = 0; slot < 5000; slot += 50)
+			change_slot(slot, NULL);
+		event_base_loop(fx.base, EVLOOP_NONBLOCK);
+	}
+	while (!last) {
+		cJSON *reply = receive();
+		const cJSON *parameters = cJSON_GetObjectItemCaseSensitive(reply, "parameters");
+		const cJSON *breakers = cJSON_GetObjectItemCaseSensitive(parameters, "breakers");
+
+		replies++;
+		states += (unsigned)cJSON_GetArraySize(breakers);
+		last = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(parameters, "complete"));
+		cJSON_Delete(reply);
+	}
+	tap_note("%u replies, %u states of %d breakers", replies, states, 5000 - 714);
+	CU_ASSERT_TRUE(states >= 5000 - 714 && states < 3 * 5000);
+	close_session();
+}
+
+/* The names of what is gone are kept for the slow, but not without end. */
+static void test_subscribe_behind(void)
+{
+	char name[32];
+	bool failed = false;
+
+	open_session(ACCESS_REPORT);
+	fx.segment.slots = 2000;
+	fx.segment.reason_length = CBSHM_DETAIL_REASON_BYTES;
+	send_text(SUBSCRIBE "}");
+	for (int i = 0; i < 20; i++)
+		event_base_loop(fx.base, EVLOOP_NONBLOCK);
+	for (unsigned i = 0; i <= SUBSCRIPTION_GONE_MAX; i++) {
+		snprintf(name, sizeof(name), "gone%u", i);
+		change_slot(6, name);
+	}
+	while (!failed) {
+		char *text = receive_from(fx.client);
+
+		CU_ASSERT_PTR_NOT_NULL_FATAL(text);
+		failed = strstr(text, "io.cbshm.LimitExceeded") != NULL;
+		free(text);
+	}
+	CU_ASSERT_PTR_NULL(receive_from(fx.client));
+	CU_ASSERT_PTR_NULL(fx.segment.changed);
+	close_session();
+}
+
+static void test_subscribe_stop(void)
+{
+	open_session(ACCESS_REPORT);
+	CU_ASSERT_TRUE(told(call(SUBSCRIBE "}"), 0, 0, true));
+	shutdown(fx.client, SHUT_WR);
+	CU_ASSERT_PTR_NULL(receive_from(fx.client));
+	CU_ASSERT_PTR_NULL(fx.session);
+	CU_ASSERT_PTR_NULL(fx.segment.changed);
+	close_session();
+	open_session(ACCESS_REPORT);
+	CU_ASSERT_TRUE(told(call(SUBSCRIBE "}"), 0, 0, true));
+	session_stop(fx.session);
+	CU_ASSERT_PTR_NULL(receive_from(fx.client));
+	CU_ASSERT_PTR_NULL(fx.session);
 	close_session();
 }
 
@@ -1739,6 +1956,14 @@ int main(void)
 		{"oneway calls get no reply", test_oneway},
 		{"more and upgrade are refused", test_more_and_upgrade},
 		{"a message byte by byte", test_byte_by_byte},
+		{"Subscribe: flags and arguments", test_subscribe_flags},
+		{"Subscribe: to all", test_subscribe_all},
+		{"Subscribe: to names", test_subscribe_names},
+		{"Subscribe: to nothing yet", test_subscribe_empty},
+		{"Subscribe: order", test_subscribe_order},
+		{"Subscribe: a slow reader", test_subscribe_slowly},
+		{"Subscribe: too slow for what is gone", test_subscribe_behind},
+		{"Subscribe: stop", test_subscribe_stop},
 		{"malformed messages", test_malformed},
 		{"a malformed message after good ones", test_malformed_in_order},
 		{"nesting", test_nesting},

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: ISC
+"""Systems broken on purpose: the judge of a run notices each of them."""
+import re
+import time
+import unittest
+
+from fault import sabotage, verdict
+from fault.system import System
+from support import tap
+
+
+class Broken(unittest.TestCase):
+    def test_is_noticed(self):
+        with System("broken") as system:
+            for break_it, remark in sabotage.REMARKS.items():
+                with self.subTest(break_it.__name__):
+                    breakers = system.names
+                    with break_it(system):
+                        time.sleep(0.6)
+                    system.next_round()
+                    time.sleep(0.3)
+                    records = [each for each in system.records() if each.breaker in breakers]
+                    broken, told = verdict.anomalies(records, system.primary)
+                    tap.note(f"{break_it.__name__}: {told['records']} records, {len(broken)} remarks, such as "
+                             f"{broken[:1]}"[:300])
+                    self.assertTrue([each for each in broken if re.search(remark, each)], broken[:5])
+                    system.next_round()
+            breakers = system.names
+            time.sleep(0.5)
+            system.stop_clients()
+            records = [each for each in system.records() if each.breaker in breakers]
+            self.assertEqual(verdict.anomalies(records, system.primary)[0], [], "whole again")
+
+
+if __name__ == "__main__":
+    tap.main()
