@@ -183,24 +183,30 @@ static void alerts(struct exposition *out, const struct agent *agent)
 				  post_result_name((enum post_result)i), NULL);
 }
 
+/* All pairs of methods and errors would be hundreds: only those are shown that there were, and the errors once more in sum. */
 static void replies(struct exposition *out, const struct session_counters *calls)
 {
-	const char *error;
+	uint64_t errors[REPLY_ERRORS] = {0};
 
 	exposition_family(out, "cbshm_replies", EXPOSITION_COUNTER,
 			  "Replies to calls at the socket; error is empty for those without.");
 	for (int method = 0; method < METHODS; method++) {
 		for (int i = 0; i < REPLY_ERRORS; i++) {
-			if (i != REPLY_OK && calls->replies[method][i] == 0)
+			errors[i] += calls->replies[method][i];
+			if (calls->replies[method][i] == 0 &&
+			    (i != REPLY_OK || method == METHOD_UNKNOWN))
 				continue;
-			if (method == METHOD_UNKNOWN && i == REPLY_OK)
-				continue;
-			error = i == REPLY_OK ? "" : reply_error_name((enum reply_error)i);
-			exposition_sample(out, (double)calls->replies[method][i], "method",
-					  method_name((enum method_id)method), "error", error,
-					  NULL);
+			exposition_sample(
+				out, (double)calls->replies[method][i], "method",
+				method_name((enum method_id)method), "error",
+				i == REPLY_OK ? "" : reply_error_name((enum reply_error)i), NULL);
 		}
 	}
+	exposition_family(out, "cbshm_error_replies", EXPOSITION_COUNTER,
+			  "Replies with an error, to calls of any method.");
+	for (int i = REPLY_OK + 1; i < REPLY_ERRORS; i++)
+		exposition_sample(out, (double)errors[i], "error",
+				  reply_error_name((enum reply_error)i), NULL);
 }
 
 static void clients(struct exposition *out, const struct agent *agent)
@@ -272,7 +278,7 @@ static void process(struct exposition *out, const struct metrics *metrics)
 	struct rlimit files;
 
 	exposition_family(out, "cbshm_build", EXPOSITION_INFO, "What runs here.");
-	exposition_sample(out, 1, "version", PACKAGE_VERSION, "instance",
+	exposition_sample(out, 1, "version", PACKAGE_VERSION, "agent",
 			  metrics->agent->config->instance, NULL);
 	gauge(out, "process_start_time_seconds", metrics->started,
 	      "When the agent was started, since the Unix epoch.");
