@@ -40,6 +40,7 @@ struct unit {
 	unsigned count;
 	int failed;   /* the statement, -1 = none */
 	bool flushed; /* one of the statements is */
+	bool bare;    /* goes without the settings */
 	bool heard_all;
 	unit_row *row;
 	unit_done *done;
@@ -52,8 +53,11 @@ struct unit {
 /* What libpq was given and has not yet answered, in order. */
 struct expected {
 	int statement; /* of the active unit */
-	int prepares; /* the number of the prepared statement that this makes, -1 = it is the statement itself */
+	int prepares;  /* the number of the prepared statement that this makes; or one of these */
 };
+
+#define IS_STATEMENT (-1)
+#define IS_SETTINGS  (-2)
 
 struct connection {
 	struct event_base *base;
@@ -75,10 +79,12 @@ struct connection {
 	struct unit *active;
 	struct unit *first; /* waiting */
 	struct unit **last;
-	struct expected expected[2 * UNIT_STATEMENTS_MAX];
+	struct expected expected[1 + 2 * UNIT_STATEMENTS_MAX];
 	unsigned expected_count;
 	unsigned position;
 
+	const char *settings; /* NULL = none */
+	const char *settings_values[2];
 	bool may_prepare;
 	const char *prepared[PREPARED_MAX]; /* the text; statement i is called "cbshm_<i>" */
 	int64_t heard_at;                   /* CLOCK_MONOTONIC */
@@ -337,8 +343,18 @@ static bool send_statement(struct connection *connection, int number)
 					 values, NULL, NULL, binary);
 	if (!sent)
 		return false;
-	expect(connection, number, -1);
+	expect(connection, number, IS_STATEMENT);
 	return !statement->flushed || PQsendFlushRequest(connection->pg);
+}
+
+/* In the same implicit transaction as what follows, so that a pooler gives both to the same session. */
+static bool send_settings(struct connection *connection)
+{
+	if (connection->settings == NULL || connection->may_prepare || connection->active->bare)
+		return true;
+	expect(connection, 0, IS_SETTINGS);
+	return PQsendQueryParams(connection->pg, connection->settings, 2, NULL,
+				 connection->settings_values, NULL, NULL, 0);
 }
 
 /* Before the results of the next statement are taken. */
@@ -346,7 +362,7 @@ static void begin_results(struct connection *connection)
 {
 	const struct expected *next = &connection->expected[connection->position];
 
-	if (connection->position < connection->expected_count && next->prepares < 0 &&
+	if (connection->position < connection->expected_count && next->prepares == IS_STATEMENT &&
 	    connection->active->statements[next->statement].streamed)
 		PQsetSingleRowMode(connection->pg);
 }
@@ -364,13 +380,10 @@ static void send_next(struct connection *connection)
 	connection->expected_count = connection->position = 0;
 	connection->asked_at = clock_microseconds(CLOCK_MONOTONIC);
 	unit->sent_at = clock_microseconds(CLOCK_BOOTTIME);
-	for (unsigned i = 0; i < unit->count; i++) {
-		if (!send_statement(connection, (int)i)) {
-			lose(connection, PQerrorMessage(connection->pg));
-			return;
-		}
-	}
-	if (!PQpipelineSync(connection->pg)) {
+	bool sent = send_settings(connection);
+	for (unsigned i = 0; sent && i < unit->count; i++)
+		sent = send_statement(connection, (int)i);
+	if (!sent || !PQpipelineSync(connection->pg)) {
 		lose(connection, PQerrorMessage(connection->pg));
 		return;
 	}
@@ -398,6 +411,7 @@ static void roll_back(struct connection *connection)
 	struct unit *unit = unit_new(rolled_back, NULL);
 
 	unit_add(unit, "ROLLBACK", 0);
+	unit->bare = true;
 	unit->next = connection->first;
 	if (connection->first == NULL)
 		connection->last = &unit->next;
@@ -457,7 +471,7 @@ static void take_result(struct connection *connection, PGresult *result)
 		break;
 	case PGRES_TUPLES_OK:
 	case PGRES_COMMAND_OK:
-		if (expected->prepares >= 0) {
+		if (expected->prepares != IS_STATEMENT) {
 			PQclear(result);
 		} else {
 			PQclear(unit->results[expected->statement]);
@@ -664,6 +678,14 @@ struct connection *connection_open(struct event_base *base, const char *name,
 void connection_allow_prepare(struct connection *connection, bool allow)
 {
 	connection->may_prepare = allow;
+}
+
+void connection_settings(struct connection *connection, const char *sql, const char *first,
+			 const char *second)
+{
+	connection->settings = sql;
+	connection->settings_values[0] = first;
+	connection->settings_values[1] = second;
 }
 
 int64_t connection_silence(const struct connection *connection)

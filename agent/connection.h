@@ -93,6 +93,14 @@ void connection_run(struct connection *connection, struct unit *unit);
 /* Whether statements may be prepared. At first: no. */
 void connection_allow_prepare(struct connection *connection, bool allow);
 
+/*
+ * A statement with two values that makes the session what the units expect; all of them are static. A pooler may give
+ * each unit to another session, and other clients a session that was ours: so it goes in front of every unit, until
+ * statements may be prepared, which is to say that there is none.
+ */
+void connection_settings(struct connection *connection, const char *sql, const char *first,
+			 const char *second);
+
 /* Microseconds since the server should have answered and has sent nothing; 0 if nothing is expected. */
 int64_t connection_silence(const struct connection *connection);
 

@@ -65,7 +65,12 @@ static const char sql_settings[] =
 	"   WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false),"
 	" pg_catalog.set_config('statement_timeout', $2, false),"
 	" pg_catalog.set_config('lock_timeout', $1, false),"
-	" pg_catalog.set_config('idle_in_transaction_session_timeout', '5s', false)";
+	" pg_catalog.set_config('idle_in_transaction_session_timeout', '5s', false),"
+	/* Those that not every version has. */
+	" CASE WHEN pg_catalog.current_setting('idle_session_timeout', true) IS NOT NULL"
+	"  THEN pg_catalog.set_config('idle_session_timeout', '0', false) END,"
+	" CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL"
+	"  THEN pg_catalog.set_config('transaction_timeout', '0', false) END";
 static const char sql_version[] = "SELECT pg_catalog.max(version) FROM cbshm.schema_version";
 static const char sql_listen[] = "LISTEN cbshm";
 static const char sql_listen_probe[] = "LISTEN cbshm_probe";
@@ -76,7 +81,8 @@ static const char sql_probe[] = "SELECT pg_catalog.pg_notify('cbshm_probe', $1)"
 static const char sql_incarnation[] =
 	"SELECT (pg_catalog.pg_control_system()).system_identifier || '/' ||"
 	" (pg_catalog.pg_control_checkpoint()).timeline_id || '/' ||"
-	" pg_catalog.to_char(stats_reset, 'J.SSSS.US') FROM pg_catalog.pg_stat_bgwriter";
+	" pg_catalog.to_char(stats_reset AT TIME ZONE 'UTC', 'J.SSSS.US') FROM "
+	"pg_catalog.pg_stat_bgwriter";
 /* It may be lost in a crash, nobody waits for it: not worth a wait for the disk. */
 static const char sql_asynchronous[] =
 	"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)";
@@ -583,6 +589,14 @@ static void on_write_incarnation(struct unit *unit, enum unit_end end, void *arg
 	proceed(database);
 }
 
+/* The unit makes the settings; where a pooler is between, every unit after it makes them again. */
+static void add_settings(struct unit *unit, struct connection *connection, const char *lock_timeout,
+			 const char *statement_timeout)
+{
+	unit_add(unit, sql_settings, 2, memory_copy(lock_timeout), memory_copy(statement_timeout));
+	connection_settings(connection, sql_settings, lock_timeout, statement_timeout);
+}
+
 static void check(struct database *database)
 {
 	struct unit *unit = unit_new(on_settings, database);
@@ -592,7 +606,7 @@ static void check(struct database *database)
 	 * Locked rows are left to the lane; but whoever is creating a row is waited for, by all others too. A statement
 	 * timeout would end the wait for a synchronous standby, and the server then calls it a success.
 	 */
-	unit_add(unit, sql_settings, 2, memory_copy("100ms"), memory_copy("0"));
+	add_settings(unit, database->write, "100ms", "0");
 	connection_run(database->write, unit);
 	unit = unit_new(on_write_incarnation, database);
 	unit_add(unit, sql_incarnation, 0);
@@ -602,7 +616,7 @@ static void check(struct database *database)
 	unit_add(unit, sql_incarnation, 0);
 	connection_run(database->control, unit);
 	unit = unit_new(on_checked, database);
-	unit_add(unit, sql_settings, 2, memory_copy("1s"), memory_copy("60s"));
+	add_settings(unit, database->control, "1s", "60s");
 	unit_add(unit, sql_listen, 0);
 	unit_add(unit, sql_version, 0);
 	unit_add(unit, sql_listen_probe, 0);
@@ -715,7 +729,7 @@ static void on_lane_opened(struct connection *connection, void *arg)
 {
 	struct unit *unit = unit_new(on_lane_settings, arg);
 
-	unit_add(unit, sql_settings, 2, memory_copy("1s"), memory_copy("0"));
+	add_settings(unit, connection, "1s", "0");
 	connection_run(connection, unit);
 }
 

@@ -11,7 +11,7 @@ import time
 from support import tap
 from support.postgres import AGENT_USER
 from support.scratch import Scratch, identity
-from support.varlink import Varlink
+from support.varlink import Varlink, VarlinkError
 
 _LIVE = 2  # CBSHM_SEGMENT_LIVE of include/cbshm/segment.h
 _STATE_OFFSET = 128  # state, boot_epoch, allocated, breakers, clock_offset, owner_pid
@@ -185,6 +185,24 @@ class Agent:
         """One Varlink call on a connection of its own."""
         with Varlink(self.socket) as client:
             return client.call(method, **parameters)
+
+    def is_open(self, name):
+        """By the agent's mirror (of at most 100 breakers); None if it has no such breaker."""
+        return {each["name"]: each["is_open"] for each in self.call("List")["breakers"]}.get(name)
+
+    def outcome(self, method, **parameters):
+        """("ok", "") or the name of the error that a call ends with, and its message."""
+        try:
+            self.call(method, **parameters)
+            return "ok", ""
+        except VarlinkError as error:
+            return error.name, error.parameters.get("message", "")
+
+    def writes_again(self, within=10):
+        """Seconds until a write succeeds."""
+        started = time.monotonic()
+        wait_for(lambda: self.outcome("Enable", name="again", timeout_ms=1000)[0] == "ok", within, "a write")
+        return time.monotonic() - started
 
     def cbctl(self, *args, user=None, check=None):
         """Runs cbctl against this agent; see Result. check: the exit status it must have."""

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: ISC
+"""Fail-over: a primary, a synchronous standby, and an agent that knows both."""
+import time
+import unittest
+
+from support import tap
+from support.agent import Agent, wait_for
+from support.postgres import AGENT_USER, Postgres
+
+
+class ServerTest(unittest.TestCase):
+    def postgres(self, **options):
+        postgres = Postgres(**options)
+        self.addCleanup(postgres.close)
+        return postgres
+
+    def agent(self, postgres, **options):
+        agent = Agent(postgres, **options)
+        self.addCleanup(agent.close)
+        return agent
+
+
+class Standby(ServerTest):
+    def setUp(self):
+        self.primary = self.postgres(name="pg-a").migrate()
+        self.standby = self.postgres(name="pg-b", scratch=self.primary.scratch, standby_of=self.primary)
+        self.primary.wait_for_standby()
+
+    def both(self):
+        return f"host={self.primary.host},{self.standby.host} dbname=cbshm user={AGENT_USER}"
+
+    def test_fails_over_and_back(self):
+        agent = self.agent(self.primary, conninfo=self.both())
+        agent.call("Disable", name="kept", reason="x")
+        self.primary.kill9()
+        self.standby.promote()
+        tap.note(f"after a promotion: {agent.writes_again():.2f} s")
+        self.assertTrue(agent.is_open("kept"))
+        agent.call("Disable", name="since", reason="x")
+        self.primary.follow(self.standby)
+        self.standby.wait_for_standby()
+        # Now the first host of the list is a standby: whoever starts anew must not be content with it.
+        agent.restart()
+        self.assertEqual(agent.outcome("Enable", name="kept")[0], "ok")
+        self.standby.stop()
+        self.primary.promote()
+        tap.note(f"after a switch back: {agent.writes_again():.2f} s")
+        self.assertTrue(agent.is_open("since"))
+
+    def test_only_a_standby_answers(self):
+        """Reads of segment and mirror go on, writes say why, and the promotion is found."""
+        agent = self.agent(self.primary, conninfo=self.both())
+        agent.call("Disable", name="kept", reason="x")
+        self.primary.kill9()
+        wait_for(lambda: agent.outcome("Enable", name="x", timeout_ms=500)[0] == "DatabaseUnavailable", 10)
+        self.assertTrue(agent.is_open("kept"))
+        self.assertIn("read-only", agent.log())
+        self.standby.promote()
+        self.assertLess(agent.writes_again(), 3)
+
+    def test_commit_waits_for_the_standby(self):
+        """What waits for a standby is not visible, and not acknowledged; it is, when the standby is back."""
+        agent = self.agent(self.primary, conninfo=self.both())
+        agent.call("Enable", name="held")
+        self.standby.sigstop()
+        with agent.connect() as client:
+            client.send("Disable", {"name": "held", "reason": "x", "timeout_ms": 20000})
+            time.sleep(1)
+            self.assertFalse(agent.is_open("held"))
+            self.standby.sigcont()
+            self.assertTrue(client.receive()["changed"])
+        self.assertTrue(agent.is_open("held"))
+
+    def test_read_only_for_a_while(self):
+        """An administrator makes the running server read-only, and takes it back."""
+        agent = self.agent(self.primary, conninfo=f"host={self.primary.host} dbname=cbshm user={AGENT_USER}")
+        agent.call("Enable", name="x")
+        self.primary.psql("ALTER SYSTEM SET default_transaction_read_only = on")
+        self.primary.psql("SELECT pg_reload_conf()")
+        wait_for(lambda: agent.outcome("Disable", name="x", reason="y", timeout_ms=500)[0]
+                 == "DatabaseUnavailable", 10)
+        self.primary.psql("ALTER SYSTEM RESET default_transaction_read_only")
+        self.primary.psql("SELECT pg_reload_conf()")
+        self.assertLess(agent.writes_again(), 3)
+
+
+if __name__ == "__main__":
+    tap.main()
