@@ -80,7 +80,8 @@ enum cbshm_error {
 	CBSHM_ERR_UNKNOWN = -12,  /* sent, but whether it was applied cannot be known */
 	CBSHM_ERR_DENIED = -13,   /* the agent does not allow this user to do that */
 	CBSHM_ERR_PROTOCOL = -14, /* the peer at the socket does not speak io.cbshm */
-	CBSHM_ERR_REFUSED = -15   /* the agent is at a limit, or Postgres refused it */
+	CBSHM_ERR_REFUSED = -15,  /* the agent is at a limit, or Postgres refused it */
+	CBSHM_ERR_FULL = -16      /* the buffer for reports is full: this one was dropped */
 };
 
 /* A short English description of an error code; never NULL, never to be freed. Signal-safe. */
@@ -104,7 +105,14 @@ struct cbshm_options {
 	const char *socket;  /* $CBSHM_SOCKET, default "/run/cbshm/io.cbshm" */
 	const char *owner;   /* $CBSHM_OWNER, default "cbagent": the user, beside root and the
 			      * caller itself, whose segment and socket are believed; name or number */
+	size_t report_buffer; /* bytes for reports that nobody waits for, see cbshm_report_drift_async():
+			       * CBSHM_REPORT_BUFFER_MIN to _MAX, rounded up to a power of two; 0 =
+			       * CBSHM_DEFAULT_REPORT_BUFFER. No memory is used before the first report. */
 };
+
+#define CBSHM_DEFAULT_REPORT_BUFFER ((size_t)256 << 10)
+#define CBSHM_REPORT_BUFFER_MIN     ((size_t)128 << 10)
+#define CBSHM_REPORT_BUFFER_MAX     ((size_t)1 << 30)
 
 /*
  * Opens a client. A missing or unusable segment is not an error: every check then answers
@@ -470,6 +478,71 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_report_schema_error(struct cbshm *client
 							    int64_t count, const char *details,
 							    struct cbshm_call *call,
 							    char tripped[CBSHM_UUID_SIZE]);
+
+/* ---- reports that nobody waits for -------------------------------------------------------- */
+
+/*
+ * cbshm_report_drift() and cbshm_report_schema_error() for places that must not wait: the report is checked and copied into a
+ * buffer, which takes a fraction of a microsecond, no lock, and, unless there are `details`, no memory from malloc(3). Any thread.
+ *
+ * Who sends it: if cbshm_fd() has been called, the program's event loop, and the call itself does at most wake that. Otherwise these calls
+ * themselves (and every other write) send what the socket takes at once, and now and then read the answers; so what was reported
+ * last may stay in the buffer until the next call, or cbshm_flush(). A report waits for the database for at most CBSHM_DEFAULT_TIMEOUT_MS. It
+ * is sent once: one whose answer is lost with a connection is counted as unknown, and never repeated. While no agent can be
+ * reached, reports stay in the buffer, and a connection is tried after 50 ms, doubled up to 5 s. Reports of one
+ * thread are applied in their order; between them and its other writes there is none, but for cbshm_flush().
+ *
+ * Errors: CBSHM_ERR_INVALID, CBSHM_ERR_FULL (the report is dropped, and counted), CBSHM_ERR_MEMORY.
+ */
+CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_report_drift_async(struct cbshm *client, const char *name,
+							   double score, int64_t samples,
+							   const char *details);
+CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_report_schema_error_async(struct cbshm *client,
+								  const char *name, int64_t count,
+								  const char *details);
+
+/*
+ * Waits until everything that was queued before the call has been answered. `failed` (may be NULL): how many reports have failed or become
+ * unknown since the last cbshm_flush(), which is said once. Any thread, the event loop's too.
+ *
+ * Errors: CBSHM_ERR_TIMEOUT (some are not answered, and stay queued; `failed` is set), CBSHM_ERR_INVALID, CBSHM_ERR_MEMORY.
+ */
+CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_flush(struct cbshm *client, struct cbshm_call *call,
+					      uint64_t *failed);
+
+/* Since cbshm_open(), in this process: queued = acknowledged + failed + unknown + pending. What was dropped was never queued. */
+struct cbshm_report_stats {
+	size_t size;      /* in: sizeof(struct cbshm_report_stats), so that fields can be added */
+	uint64_t queued;  /* put into the buffer */
+	uint64_t dropped; /* CBSHM_ERR_FULL */
+	uint64_t sent;    /* to the agent, to the last byte */
+	uint64_t acknowledged; /* committed in Postgres */
+	uint64_t failed;       /* the agent said that it was not applied */
+	uint64_t unknown;      /* whether it was applied cannot be known */
+	uint64_t pending;      /* in the buffer, or not answered yet */
+	int last_error;        /* the last CBSHM_ERR_* of a report or a connection; 0 = none ever */
+};
+
+/* Does not wait; any thread. Errors: CBSHM_ERR_INVALID, CBSHM_ERR_MEMORY. */
+CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_get_report_stats(struct cbshm *client,
+							 struct cbshm_report_stats *stats);
+
+/*
+ * For event loops: a descriptor that is readable (POLLIN, level-triggered) whenever cbshm_dispatch() has something to do: reports to send, answers to
+ * take, a connection to make. It stays the same until cbshm_close(), which closes it; it is to be watched and nothing else. In the child of a fork(),
+ * cbshm_fd() returns another one. From the first call on, sending reports is up to the loop.
+ *
+ * Returns it, or an error: CBSHM_ERR_INVALID, CBSHM_ERR_MEMORY, CBSHM_ERR_SYSTEM.
+ */
+CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_fd(struct cbshm *client);
+
+/*
+ * Does what there is to do, and does not wait. Also for programs without a loop, from time to time. Any thread. Returns 0, or why
+ * reports cannot be sent at the moment, which passes by itself or not: it is tried again.
+ */
+CBSHM_PUBLIC int cbshm_dispatch(struct cbshm *client);
+
+/* ---- decisions ---------------------------------------------------------------------------- */
 
 /* For `until` of cbshm_disable(): the policy's default TTL, and no TTL at all. */
 #define CBSHM_UNTIL_DEFAULT 0

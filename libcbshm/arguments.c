@@ -99,18 +99,12 @@ static int check_object(const char *details, struct cbshm_call *call)
 	return error;
 }
 
-/* The text itself goes out, since cJSON would round numbers of more than 15 digits. */
-int add_details(cJSON *parameters, const char *details, struct cbshm_call *call)
+int check_details(const char *details, struct cbshm_call *call)
 {
+	const size_t length = strlen(details);
 	const char *what;
-	size_t length, at;
-	bool added;
-	char *text;
-	int error;
+	size_t at;
 
-	if (details == NULL)
-		return 0;
-	length = strlen(details);
 	if (length > ARGUMENT_DETAILS_MAX)
 		return call_fail(call, CBSHM_ERR_INVALID,
 				 "details must be at most %d bytes long; they have %zu",
@@ -122,7 +116,19 @@ int add_details(cJSON *parameters, const char *details, struct cbshm_call *call)
 		return call_fail(call, CBSHM_ERR_INVALID,
 				 "details must be a JSON object; there is %s at byte %zu", what,
 				 at);
-	error = check_object(details, call);
+	return check_object(details, call);
+}
+
+/* The text itself goes out, since cJSON would round numbers of more than 15 digits. */
+int add_details(cJSON *parameters, const char *details, struct cbshm_call *call)
+{
+	bool added;
+	char *text;
+	int error;
+
+	if (details == NULL)
+		return 0;
+	error = check_details(details, call);
 	if (error != 0)
 		return error;
 	text = json_text_copy(details + strspn(details, " \t\n\r"));
@@ -133,12 +139,12 @@ int add_details(cJSON *parameters, const char *details, struct cbshm_call *call)
 
 /* ---- numbers ---------------------------------------------------------------------------- */
 
-/* All 17 digits, whatever the locale's decimal point is: cJSON itself would round to 15. */
-static bool add_number(cJSON *parameters, const char *field, double value)
+/* Whatever the locale's decimal point is. */
+void number_format(char text[NUMBER_SIZE], double value)
 {
-	char text[64], *to = text;
+	char *to = text;
 
-	snprintf(text, sizeof(text), "%.17g", value);
+	snprintf(text, NUMBER_SIZE, "%.17g", value);
 	for (const char *from = text; *from != '\0'; from++) {
 		if (strchr("0123456789+-e", *from) != NULL)
 			*to++ = *from;
@@ -146,6 +152,13 @@ static bool add_number(cJSON *parameters, const char *field, double value)
 			*to++ = '.';
 	}
 	*to = '\0';
+}
+
+static bool add_number(cJSON *parameters, const char *field, double value)
+{
+	char text[NUMBER_SIZE];
+
+	number_format(text, value);
 	return cJSON_AddRawToObject(parameters, field, text) != NULL;
 }
 

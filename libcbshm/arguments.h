@@ -33,6 +33,13 @@ int add_reason(cJSON *parameters, const char *reason, bool required, struct cbsh
 /* A JSON object in text, or NULL, which adds nothing. */
 int add_details(cJSON *parameters, const char *details, struct cbshm_call *call);
 
+/* Whether `details` is a JSON object that the agent takes. */
+int check_details(const char *details, struct cbshm_call *call);
+
+/* A finite number for JSON, with all 17 digits, since cJSON itself would round to 15. */
+#define NUMBER_SIZE 64
+void number_format(char text[NUMBER_SIZE], double value);
+
 /* A number in [0, 1]; `argument` is its name for the caller, `field` the one on the wire. */
 int add_fraction(cJSON *parameters, const char *field, const char *argument, double value,
 		 struct cbshm_call *call);

@@ -375,6 +375,25 @@ static int set_names(struct cbshm *client, const char *segment, const char *sock
 	return 0;
 }
 
+/* Rounded up to a power of two. */
+static int set_report_buffer(struct cbshm *client, const struct cbshm_options *options)
+{
+	size_t wanted = 0;
+
+	if (options &&
+	    (options->size == 0 ||
+	     options->size >= offsetof(struct cbshm_options, report_buffer) + sizeof(wanted)))
+		wanted = options->report_buffer;
+	if (wanted == 0)
+		wanted = CBSHM_DEFAULT_REPORT_BUFFER;
+	if (wanted < CBSHM_REPORT_BUFFER_MIN || wanted > CBSHM_REPORT_BUFFER_MAX)
+		return CBSHM_ERR_INVALID;
+	client->report_buffer = CBSHM_REPORT_BUFFER_MIN;
+	while (client->report_buffer < wanted)
+		client->report_buffer *= 2;
+	return 0;
+}
+
 /* A structure of a newer header may be longer; what this library does not know of it must be unused. */
 static bool options_valid(const struct cbshm_options *options)
 {
@@ -408,6 +427,8 @@ int cbshm_open(const struct cbshm_options *options, struct cbshm **client)
 	if (!error)
 		error = set_trusted(opened, setting(options, offsetof(struct cbshm_options, owner),
 						    "CBSHM_OWNER", DEFAULT_OWNER));
+	if (!error)
+		error = set_report_buffer(opened, options);
 	if (!error)
 		error = process_open(opened);
 	if (error) {

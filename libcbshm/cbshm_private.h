@@ -7,6 +7,7 @@
 #define LIBCBSHM_CBSHM_PRIVATE_H
 
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -19,6 +20,7 @@ struct cbshm {
 	char *socket;      /* a path */
 	uid_t trusted[3];  /* whose segment and socket are believed: the caller, root, the owner */
 	int trusted_count; /* 2 if the owner's name is unknown on this host */
+	size_t report_buffer;          /* bytes, a power of two */
 	struct segment_reader *reader; /* attach.c's; never NULL */
 
 	struct process *_Atomic process; /* process.c's: the connections. Never NULL */

@@ -21,6 +21,7 @@
 #include "libcbshm/error.h"
 #include "libcbshm/pipeline.h"
 #include "libcbshm/process.h"
+#include "libcbshm/reports.h"
 #include "libcbshm/varlink.h"
 
 #define RECONNECT_FIRST_MS 20 /* doubled from attempt to attempt */
@@ -84,6 +85,7 @@ static int attempt(struct exchange *exchange)
 	exchange->sent = exchange->answered = exchange->reused = false;
 	if (process == NULL)
 		return call_fail_memory(exchange->call);
+	reports_nudge(process->reports);
 	error = print_message(exchange, &text, &size);
 	if (error != 0)
 		return error;
@@ -177,17 +179,17 @@ static int exchange_run(struct exchange *exchange)
 
 /* ---- the call --------------------------------------------------------------------------- */
 
-static int set_deadline(struct exchange *exchange)
+int call_deadline(struct cbshm_call *call, int64_t *deadline)
 {
-	int timeout_ms = exchange->call->timeout_ms;
+	int timeout_ms = call->timeout_ms;
 
 	if (timeout_ms < 0 || timeout_ms > ARGUMENT_TIMEOUT_MAX_MS)
-		return call_fail(exchange->call, CBSHM_ERR_INVALID,
+		return call_fail(call, CBSHM_ERR_INVALID,
 				 "timeout_ms must be from 1 to %d, or 0 for %d; it is %d",
 				 ARGUMENT_TIMEOUT_MAX_MS, CBSHM_DEFAULT_TIMEOUT_MS, timeout_ms);
 	if (timeout_ms == 0)
 		timeout_ms = CBSHM_DEFAULT_TIMEOUT_MS;
-	exchange->deadline = varlink_now() + (int64_t)timeout_ms * 1000;
+	*deadline = varlink_now() + (int64_t)timeout_ms * 1000;
 	return 0;
 }
 
@@ -218,7 +220,7 @@ int client_call(struct cbshm *client, const char *method, enum client_kind kind,
 	else if (client == NULL)
 		error = call_fail(call, CBSHM_ERR_INVALID, "client must be one of cbshm_open()");
 	else
-		error = set_deadline(&exchange);
+		error = call_deadline(call, &exchange.deadline);
 	if (error == 0)
 		error = exchange_run(&exchange);
 	saved_errno = errno;

@@ -28,4 +28,7 @@ enum client_kind {
 int client_call(struct cbshm *client, const char *method, enum client_kind kind, cJSON *parameters,
 		struct cbshm_call *call, cJSON **root, const cJSON **answer);
 
+/* When a call that begins now has to end, in microseconds of CLOCK_MONOTONIC: 0, or CBSHM_ERR_INVALID with a message. */
+int call_deadline(struct cbshm_call *call, int64_t *deadline);
+
 #endif /* LIBCBSHM_CLIENT_H */

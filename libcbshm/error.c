@@ -52,6 +52,8 @@ const char *cbshm_strerror(int error)
 		return "the peer at the socket does not speak io.cbshm";
 	case CBSHM_ERR_REFUSED:
 		return "refused by the agent or the database; nothing was applied";
+	case CBSHM_ERR_FULL:
+		return "the buffer for reports is full; this one was dropped";
 	default:
 		return "unknown error";
 	}

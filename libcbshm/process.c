@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "libcbshm/pipeline.h"
+#include "libcbshm/reports.h"
 
 /* A page of its own. Wiped in a child; where the kernel cannot do that (before Linux 4.14), `wiped` stays false. */
 struct process_mark {
@@ -42,9 +43,16 @@ static bool is_this_process(const struct process *process)
 static void process_free(struct process *process)
 {
 	pipelines_free(process->pipelines);
+	reports_free(process->reports);
 	if (process->mark != NULL)
 		munmap(process->mark, sizeof(*process->mark));
 	free(process);
+}
+
+static void disown(struct process *parents)
+{
+	pipelines_disown(parents->pipelines);
+	reports_disown(parents->reports);
 }
 
 static struct process *process_new(struct cbshm *client)
@@ -55,7 +63,8 @@ static struct process *process_new(struct cbshm *client)
 		return NULL;
 	process->mark = mark_new();
 	process->pipelines = pipelines_new(client);
-	if (process->mark == NULL || process->pipelines == NULL) {
+	process->reports = reports_new(client);
+	if (process->mark == NULL || process->pipelines == NULL || process->reports == NULL) {
 		process_free(process);
 		return NULL;
 	}
@@ -85,7 +94,7 @@ struct process *process_of(struct cbshm *client)
 		return NULL;
 	made->older = found;
 	if (atomic_compare_exchange_strong(&client->process, &found, made)) {
-		pipelines_disown(made->older->pipelines);
+		disown(made->older);
 		return made;
 	}
 	process_free(made); /* another thread of the child was faster */
@@ -98,7 +107,7 @@ void process_close(struct cbshm *client)
 	struct process *process = atomic_load(&client->process);
 
 	if (process != NULL && !is_this_process(process))
-		pipelines_disown(process->pipelines);
+		disown(process);
 	while (process != NULL) {
 		struct process *older = process->older;
 

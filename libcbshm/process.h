@@ -14,10 +14,12 @@
 #include "libcbshm/cbshm_private.h"
 
 struct pipelines;
+struct reports;
 
 struct process {
 	struct process_mark *mark;
 	struct pipelines *pipelines;
+	struct reports *reports;
 	struct process *
 		older; /* the parent's, kept until cbshm_close(): another thread may be looking at it */
 };

@@ -3,8 +3,7 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * The server is a thread of this program. What it is to do with each message stands in a script, and what it
- * got is kept; so every place at which a connection can be lost can be tried.
+ * Who waits for an answer; for the reports that nobody waits for see test_reports.c.
  */
 #include "config.h"
 
@@ -30,214 +29,8 @@
 #include <cjson/cJSON.h>
 
 #include "cbshm.h"
+#include "tests/support/fake_agent.h"
 #include "tests/support/tap.h"
-
-#define CONNECTIONS 64
-#define MESSAGES    4096
-
-enum action {
-	REPLY,           /* the text */
-	REPLY_AND_CLOSE, /* the text, then the end of the connection */
-	CLOSE,           /* read, and close without a word */
-	SILENCE,         /* read, and nothing */
-	HOLD,            /* read; the text goes out before what is said to the next message */
-	REPLY_TWICE,     /* the text, and a moment later something else that nobody asked for */
-	GREET_AND_CLOSE, /* at the door: the text, without reading anything */
-	CLOSE_AT_DOOR,   /* at the door: nothing */
-};
-
-struct step {
-	enum action action;
-	const char *text;
-};
-
-struct connection {
-	int fd;
-	char *text;
-	size_t used;
-	const char *held;
-};
-
-static struct {
-	char directory[64], path[96];
-	int listener, stop[2];
-	pthread_t thread;
-	const struct step *script; /* the last step stays */
-	int steps;
-	_Atomic int step, accepted, received;
-	char *messages[MESSAGES];
-	struct connection connections[CONNECTIONS];
-} server;
-
-/* ---- the server ------------------------------------------------------------------------- */
-
-static const struct step *current(void)
-{
-	const int step = server.step;
-
-	return &server.script[step < server.steps ? step : server.steps - 1];
-}
-
-static void hang_up(struct connection *connection)
-{
-	close(connection->fd);
-	free(connection->text);
-	memset(connection, 0, sizeof(*connection));
-	connection->fd = -1;
-}
-
-static void say(int fd, const char *text)
-{
-	size_t left = strlen(text) + 1;
-
-	while (left > 0) {
-		const ssize_t n = send(fd, text, left, MSG_NOSIGNAL);
-
-		if (n <= 0)
-			return;
-		text += n;
-		left -= (size_t)n;
-	}
-}
-
-static void act(struct connection *connection, const char *text)
-{
-	const struct step *step = current();
-
-	if (server.received < MESSAGES) {
-		server.messages[server.received] = strdup(text);
-		server.received++;
-	}
-	server.step++;
-	if (connection->held != NULL)
-		say(connection->fd, connection->held);
-	connection->held = step->action == HOLD ? step->text : NULL;
-	if (step->action == REPLY || step->action == REPLY_AND_CLOSE)
-		say(connection->fd, step->text);
-	if (step->action == REPLY_TWICE) {
-		say(connection->fd, step->text);
-		poll(NULL, 0, 20);
-		say(connection->fd, "{\"error\":\"io.cbshm.Busy\",\"parameters\":{}}");
-	}
-	if (step->action == CLOSE || step->action == REPLY_AND_CLOSE)
-		hang_up(connection);
-}
-
-static void serve(struct connection *connection)
-{
-	char text[65536], *end;
-	const ssize_t n = recv(connection->fd, text, sizeof(text), 0);
-
-	if (n <= 0) {
-		hang_up(connection);
-		return;
-	}
-	connection->text = realloc(connection->text, connection->used + (size_t)n);
-	memcpy(connection->text + connection->used, text, (size_t)n);
-	connection->used += (size_t)n;
-	while (connection->used > 0 &&
-	       (end = memchr(connection->text, '\0', connection->used)) != NULL) {
-		char *message = strdup(connection->text);
-
-		connection->used -= (size_t)(end + 1 - connection->text);
-		memmove(connection->text, end + 1, connection->used);
-		act(connection, message);
-		free(message);
-	}
-}
-
-static void welcome(void)
-{
-	const int fd = accept(server.listener, NULL, NULL);
-	const struct step *step = current();
-
-	if (fd < 0)
-		return;
-	server.accepted++;
-	if (step->action == GREET_AND_CLOSE || step->action == CLOSE_AT_DOOR) {
-		server.step++;
-		if (step->action == GREET_AND_CLOSE)
-			say(fd, step->text);
-		close(fd);
-		return;
-	}
-	for (int i = 0; i < CONNECTIONS; i++) {
-		if (server.connections[i].fd < 0) {
-			server.connections[i].fd = fd;
-			return;
-		}
-	}
-	close(fd);
-}
-
-static void *run_server(void *arg)
-{
-	struct pollfd fds[CONNECTIONS + 2];
-
-	for (;;) {
-		for (int i = 0; i < CONNECTIONS; i++)
-			fds[i] = (struct pollfd){.fd = server.connections[i].fd, .events = POLLIN};
-		fds[CONNECTIONS] = (struct pollfd){.fd = server.listener, .events = POLLIN};
-		fds[CONNECTIONS + 1] = (struct pollfd){.fd = server.stop[0], .events = POLLIN};
-		poll(fds, CONNECTIONS + 2, -1);
-		if (fds[CONNECTIONS + 1].revents)
-			return arg;
-		for (int i = 0; i < CONNECTIONS; i++) {
-			if (fds[i].revents)
-				serve(&server.connections[i]);
-		}
-		if (fds[CONNECTIONS].revents)
-			welcome();
-	}
-}
-
-static int listen_at(const char *path)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	unlink(path);
-	memcpy(address.sun_path, path, strlen(path) + 1);
-	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 64) < 0) {
-		close(fd);
-		return -1;
-	}
-	return fd;
-}
-
-static void server_begin(const struct step *script, int steps)
-{
-	memset(server.messages, 0, sizeof(server.messages));
-	server.script = script;
-	server.steps = steps;
-	server.step = server.accepted = server.received = 0;
-	for (int i = 0; i < CONNECTIONS; i++)
-		server.connections[i] = (struct connection){.fd = -1};
-	server.listener = listen_at(server.path);
-	CU_ASSERT_TRUE_FATAL(server.listener >= 0);
-	CU_ASSERT_EQUAL_FATAL(pipe(server.stop), 0);
-	CU_ASSERT_EQUAL_FATAL(pthread_create(&server.thread, NULL, run_server, NULL), 0);
-}
-
-static void server_end(void)
-{
-	CU_ASSERT_EQUAL(write(server.stop[1], "", 1), 1);
-	pthread_join(server.thread, NULL);
-	for (int i = 0; i < CONNECTIONS; i++) {
-		if (server.connections[i].fd >= 0)
-			hang_up(&server.connections[i]);
-	}
-	for (int i = 0; i < server.received; i++)
-		free(server.messages[i]);
-	close(server.listener);
-	close(server.stop[0]);
-	close(server.stop[1]);
-	unlink(server.path);
-}
-
-#define SERVE(...)                                         \
-	static const struct step script[] = {__VA_ARGS__}; \
-	server_begin(script, (int)(sizeof(script) / sizeof(*script)))
 
 /* ---- the client ------------------------------------------------------------------------- */
 
@@ -307,17 +100,6 @@ static void expect_in(const char *text, const char *part)
 }
 
 /* ---- what is sent ----------------------------------------------------------------------- */
-
-#define NO_INCIDENT "{\"parameters\":{\"incident\":null}}"
-#define CHANGED     "{\"parameters\":{\"changed\":true}}"
-#define UUID        "0e7a8b4e-92f6-4e2a-8a43-2f9c5c3c1d11"
-#define INCIDENT_WITH(details)                                                           \
-	"{\"id\":\"" UUID "\",\"breaker\":\"b\",\"timestamp\":\"2026-11-23T21:00:00Z\"," \
-	"\"reason\":\"r\",\"severity\":\"P1\",\"drift_score\":0.25,\"sample_count\":7,"  \
-	"\"details\":" details ",\"resolved\":false,\"resolved_at\":null,"               \
-	"\"resolved_by\":null,\"resolution_notes\":null,\"alert_sent\":false,"           \
-	"\"alert_sent_at\":null}"
-#define INCIDENT INCIDENT_WITH("{\"a\":[1,\"x\"]}")
 
 static void test_report(void)
 {
@@ -1236,11 +1018,11 @@ static void test_fork_in_the_middle(void)
 static void test_words(void)
 {
 	CU_ASSERT_STRING_EQUAL(cbshm_version(), PACKAGE_VERSION);
-	for (int error = 0; error >= -15; error--) {
+	for (int error = 0; error >= -16; error--) {
 		CU_ASSERT_TRUE(strlen(cbshm_strerror(error)) > 0);
 		CU_ASSERT_STRING_NOT_EQUAL(cbshm_strerror(error), "unknown error");
 	}
-	CU_ASSERT_STRING_EQUAL(cbshm_strerror(-16), "unknown error");
+	CU_ASSERT_STRING_EQUAL(cbshm_strerror(-17), "unknown error");
 	CU_ASSERT_STRING_EQUAL(cbshm_strerror(INT_MAX), "unknown error");
 }
 
@@ -1284,16 +1066,14 @@ int main(void)
 {
 	CU_pSuite suite;
 
-	strcpy(server.directory, "/tmp/cbshm-test-XXXXXX");
-	if (mkdtemp(server.directory) == NULL)
+	if (!server_set_up())
 		return 1;
-	snprintf(server.path, sizeof(server.path), "%s/socket", server.directory);
 	CU_initialize_registry();
 	suite = CU_add_suite("client", NULL, NULL);
 	for (const CU_TestInfo *test = tests; test->pName != NULL; test++)
 		CU_add_test(suite, test->pName, test->pTestFunc);
 	const int status = tap_run_cunit();
 
-	rmdir(server.directory);
+	server_tear_down();
 	return status;
 }
