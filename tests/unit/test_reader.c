@@ -624,7 +624,7 @@ static void test_arguments(void)
 	struct {
 		struct cbshm_options known;
 		const char *later;
-	} newer = {{sizeof(newer), name, NULL, NULL}, NULL};
+	} newer = {{.size = sizeof(newer), .segment = name}, NULL};
 	struct cbshm_breaker *breaker;
 	struct cbshm *client;
 	char socket[200];
