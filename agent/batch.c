@@ -6,13 +6,16 @@
 #include <config.h>
 
 #include <inttypes.h>
+#include <search.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "agent/agent.h"
+#include "agent/array.h"
 #include "agent/batch.h"
 #include "agent/config.h"
+#include "agent/groups.h"
 #include "agent/mirror.h"
 #include "agent/text.h"
 
@@ -23,6 +26,11 @@ static const char sql_apply[] =
 	" $4::pg_catalog.int8[], $5::pg_catalog.text[], $6::pg_catalog.text[],"
 	" $7::pg_catalog.text[], $8::pg_catalog.timestamptz[], $9::pg_catalog.interval[],"
 	" $10::pg_catalog.uuid[], $11::pg_catalog.text[], $12::pg_catalog.bool)";
+static const char sql_report[] =
+	"SELECT \"position\", outcome, field, message, changed, incident FROM cbshm.report("
+	"$1::pg_catalog.text[], $2::pg_catalog.int4[], $3::pg_catalog.float8[],"
+	" $4::pg_catalog.int8[], $5::pg_catalog.text[], $6::pg_catalog.int4[],"
+	" $7::pg_catalog.text[], $8::pg_catalog.bool)";
 static const char sql_set_policy[] =
 	"SELECT cbshm.set_policy_json($1, $2::pg_catalog.jsonb, $3, $4)";
 static const char sql_rows[] = MIRROR_SELECT_NAMES;
@@ -50,9 +58,13 @@ void batch_free(struct batch *batch)
 		if (batch->tickets[i] != NULL && batch->tickets[i]->finished)
 			free(batch->tickets[i]);
 	}
+	PQclear(batch->report_result);
 	PQclear(batch->work_result);
 	PQclear(batch->rows_result);
 	PQclear(batch->xid_result);
+	free(batch->reported);
+	free(batch->applied);
+	free(batch->found);
 	free(batch->tickets);
 	free(batch);
 }
@@ -111,21 +123,170 @@ static void add_request(struct text columns[COLUMNS], const struct agent *agent,
 	free(proven);
 }
 
-static void add_apply(struct unit *unit, const struct batch *batch, const struct agent *agent,
-		      bool wait)
+/* The requests to breakers about which something is decided in this batch: few. */
+static void add_apply(struct unit *unit, struct batch *batch, const struct agent *agent, bool wait)
 {
 	struct text columns[COLUMNS] = {{0}};
 	char *arrays[COLUMNS];
 
-	for (unsigned i = 0; i < batch->count; i++)
-		add_request(columns, agent, batch->tickets[i]->request);
+	for (uint32_t i = 0; i < batch->applied_count; i++)
+		add_request(columns, agent, batch->tickets[batch->applied[i]]->request);
 	for (unsigned i = 0; i < COLUMNS; i++)
 		arrays[i] = text_array_end(&columns[i]);
-	unit_add(unit, sql_apply, COLUMNS + 1, arrays[0], arrays[1], arrays[2], arrays[3],
-		 arrays[4], arrays[5], arrays[6], arrays[7], arrays[8], arrays[9], arrays[10],
-		 memory_copy(wait ? "true" : "false"));
+	batch->work =
+		(int)unit_add(unit, sql_apply, COLUMNS + 1, arrays[0], arrays[1], arrays[2],
+			      arrays[3], arrays[4], arrays[5], arrays[6], arrays[7], arrays[8],
+			      arrays[9], arrays[10], memory_copy(wait ? "true" : "false"));
 	unit_prepared(unit);
 }
+
+/* ---- reports: what many have in common goes out once ---- */
+
+enum { NAMES, LAST, SCORES, COUNTS, ALL_DETAILS, PROVERS, PROOFS, WAIT, REPORT_VALUES };
+
+/* The distinct peers of a batch. */
+struct provers {
+	struct prover {
+		const struct peer *peer;
+		int32_t number; /* from 1 */
+	} * list, *latest;
+	int32_t count;
+	void *tree;
+};
+
+static int by_peer(const void *a, const void *b)
+{
+	const struct peer *x = ((const struct prover *)a)->peer;
+	const struct peer *y = ((const struct prover *)b)->peer;
+	int order = (x->pid > y->pid) - (x->pid < y->pid);
+
+	if (order == 0)
+		order = (x->uid > y->uid) - (x->uid < y->uid);
+	if (order == 0)
+		order = (x->gid > y->gid) - (x->gid < y->gid);
+	if (order == 0)
+		order = strcmp(x->exe, y->exe);
+	return order != 0 ? order : strcmp(x->user, y->user);
+}
+
+/* Those of one session come one after the other. */
+static int32_t prover_number(struct provers *provers, const struct peer *peer)
+{
+	struct prover *candidate = &provers->list[provers->count];
+	struct prover **node;
+
+	*candidate = (struct prover){.peer = peer, .number = provers->count + 1};
+	if (provers->latest != NULL && by_peer(candidate, provers->latest) == 0)
+		return provers->latest->number;
+	node = tsearch(candidate, &provers->tree, by_peer);
+	if (node == NULL)
+		abort();
+	provers->count += *node == candidate;
+	provers->latest = *node;
+	return (*node)->number;
+}
+
+static void keep(void *node)
+{
+	(void)node;
+}
+
+static struct text proofs(struct provers *provers, const struct agent *agent)
+{
+	struct array array;
+	char *text;
+
+	array_begin(&array, ARRAY_TEXT, 0);
+	for (int32_t i = 0; i < provers->count; i++) {
+		text = proof(agent, provers->list[i].peer);
+		array_add_text(&array, text);
+		free(text);
+	}
+	tdestroy(provers->tree, keep);
+	free(provers->list);
+	return array_end(&array);
+}
+
+static bool has_details(const struct batch *batch)
+{
+	for (uint32_t i = 0; i < batch->reported_count; i++) {
+		if (batch->tickets[batch->reported[i]]->request->details != NULL)
+			return true;
+	}
+	return false;
+}
+
+static void add_report_values(const struct batch *batch, struct array arrays[REPORT_VALUES],
+			      struct provers *provers, bool details)
+{
+	for (uint32_t i = 0; i < batch->reported_count; i++) {
+		const struct request *request = batch->tickets[batch->reported[i]]->request;
+
+		if (request->kind == REQUEST_REPORT_DRIFT)
+			array_add_float8(&arrays[SCORES], request->score);
+		else
+			array_add_null(&arrays[SCORES]);
+		array_add_int8(&arrays[COUNTS], request->count);
+		if (details)
+			array_add_text(&arrays[ALL_DETAILS], request->details);
+		array_add_int4(&arrays[PROVERS], prover_number(provers, &request->peer));
+	}
+}
+
+static void add_report(struct unit *unit, struct batch *batch, const struct agent *agent,
+		       const struct groups *groups, bool wait)
+{
+	const size_t room = (size_t)batch->reported_count * 12;
+	struct provers provers = {
+		.list = memory_new(batch->reported_count + 1, sizeof(*provers.list))};
+	struct text values[REPORT_VALUES] = {{0}};
+	struct array arrays[REPORT_VALUES];
+	const bool details = has_details(batch);
+	const char wait_value = wait ? 1 : 0;
+	int32_t last = 0;
+
+	array_begin(&arrays[NAMES], ARRAY_TEXT, 0);
+	array_begin(&arrays[LAST], ARRAY_INT4, 0);
+	array_begin(&arrays[SCORES], ARRAY_FLOAT8, room);
+	array_begin(&arrays[COUNTS], ARRAY_INT8, room);
+	if (details)
+		array_begin(&arrays[ALL_DETAILS], ARRAY_TEXT, 0);
+	array_begin(&arrays[PROVERS], ARRAY_INT4, room);
+	for (uint32_t i = 0; i < groups->count; i++) {
+		if (!groups->sorted[i]->only_reports)
+			continue;
+		array_add_text(&arrays[NAMES], groups->sorted[i]->name);
+		array_add_int4(&arrays[LAST], last += (int32_t)groups->sorted[i]->count);
+	}
+	add_report_values(batch, arrays, &provers, details);
+	for (int i = 0; i < PROOFS; i++) {
+		if (i != ALL_DETAILS || details)
+			values[i] = array_end(&arrays[i]);
+	}
+	values[PROOFS] = proofs(&provers, agent);
+	text_append(&values[WAIT], &wait_value, 1);
+	batch->report = (int)unit_add_binary(unit, sql_report, REPORT_VALUES, values);
+	unit_prepared(unit);
+}
+
+/* Which function each ticket goes to; both get them breaker by breaker. */
+static void sort_tickets(struct batch *batch, const struct groups *groups)
+{
+	batch->reported = memory_new(batch->count, sizeof(*batch->reported));
+	batch->applied = memory_new(batch->count, sizeof(*batch->applied));
+	for (uint32_t i = 0; i < groups->count; i++) {
+		const struct group *group = groups->sorted[i];
+
+		for (uint32_t n = group->first; n != GROUPS_END; n = groups->next[n]) {
+			if (group->only_reports)
+				batch->reported[batch->reported_count++] = n;
+			else
+				batch->applied[batch->applied_count++] = n;
+		}
+	}
+}
+
+/* ---- a change of policy ---- */
 
 static void add_member(struct text *json, const struct request *request, unsigned bit,
 		       const char *key, const char *value)
@@ -159,47 +320,88 @@ static char *policy_changes(const struct request *request)
 	return text_take(&json);
 }
 
+static void add_work(struct unit *unit, struct batch *batch, const struct agent *agent, bool wait)
+{
+	const struct request **requests = memory_new(batch->count, sizeof(*requests));
+	struct groups groups;
+	struct array names;
+	struct text values;
+
+	for (unsigned i = 0; i < batch->count; i++)
+		requests[i] = batch->tickets[i]->request;
+	groups_make(&groups, requests, batch->count);
+	sort_tickets(batch, &groups);
+	if (batch->reported_count > 0)
+		add_report(unit, batch, agent, &groups, wait);
+	if (batch->applied_count > 0)
+		add_apply(unit, batch, agent, wait);
+	array_begin(&names, ARRAY_TEXT, 0);
+	for (uint32_t i = 0; i < groups.count; i++)
+		array_add_text(&names, groups.sorted[i]->name);
+	values = array_end(&names);
+	batch->rows = unit_add_binary(unit, sql_rows, 1, &values);
+	groups_free(&groups);
+	free(requests);
+}
+
+static void add_policy(struct unit *unit, struct batch *batch, const struct agent *agent)
+{
+	const struct request *request = batch->tickets[0]->request;
+	struct array names;
+	struct text values;
+
+	batch->work = (int)unit_add(unit, sql_set_policy, 4, memory_copy(request->name),
+				    policy_changes(request), memory_copy(actor(request)),
+				    proof(agent, &request->peer));
+	array_begin(&names, ARRAY_TEXT, 0);
+	if (request->name != NULL)
+		array_add_text(&names, request->name);
+	values = array_end(&names);
+	batch->rows = unit_add_binary(unit, sql_rows, 1, &values);
+}
+
 struct unit *batch_unit(struct batch *batch, const struct agent *agent, int patience,
 			unit_done *done)
 {
-	const struct request *first = batch->tickets[0]->request;
 	struct unit *unit = unit_new(done, batch);
-	struct text names = {0}, limit = {0};
+	struct text limit = {0};
 
 	unit_add(unit, "BEGIN", 0);
 	if (patience > 0) {
 		text_format(&limit, "%dms", patience);
 		unit_add(unit, sql_patience, 1, text_take(&limit));
 	}
-	batch->work = patience > 0 ? 2 : 1;
-	batch->rows = batch->work + 1;
-	batch->xid = batch->work + 2;
-	batch->commit = batch->work + 3;
+	batch->report = batch->work = -1;
 	if (batch->policy)
-		unit_add(unit, sql_set_policy, 4, memory_copy(first->name), policy_changes(first),
-			 memory_copy(actor(first)), proof(agent, &first->peer));
+		add_policy(unit, batch, agent);
 	else
-		add_apply(unit, batch, agent, patience > 0);
-	for (unsigned i = 0; i < batch->count; i++) {
-		if (batch->tickets[i]->request->name != NULL)
-			text_array_add(&names, batch->tickets[i]->request->name);
-	}
-	unit_add(unit, sql_rows, 1, text_array_end(&names));
+		add_work(unit, batch, agent, patience > 0);
 	unit_binary(unit);
 	unit_prepared(unit);
 	/* Sent at once: when the connection breaks during the commit, this tells what to ask for. */
-	unit_add(unit, sql_xid, 0);
+	batch->xid = unit_add(unit, sql_xid, 0);
 	unit_prepared(unit);
 	unit_flushed(unit);
-	unit_add(unit, "COMMIT", 0);
+	batch->commit = unit_add(unit, "COMMIT", 0);
 	return unit;
 }
 
 /* ---- what comes back ---- */
 
+/* Where the answer to a ticket is. */
+struct found {
+	const PGresult *result; /* NULL = nothing was said */
+	int row;
+};
+
+#define NO_ROW (-1) /* where something should have been said */
+
 void batch_keep_results(struct batch *batch, struct unit *unit)
 {
-	batch->work_result = unit_take_result(unit, batch->work);
+	if (batch->report >= 0)
+		batch->report_result = unit_take_result(unit, (unsigned)batch->report);
+	if (batch->work >= 0)
+		batch->work_result = unit_take_result(unit, (unsigned)batch->work);
 	batch->rows_result = unit_take_result(unit, batch->rows);
 	batch->xid_result = unit_take_result(unit, batch->xid);
 }
@@ -210,44 +412,69 @@ static const char *value(const PGresult *result, int row, int column)
 	return PQgetisnull(result, row, column) ? NULL : PQgetvalue(result, row, column);
 }
 
-int *batch_answer_rows(const struct batch *batch)
+static void find_in(struct batch *batch, const PGresult *result, const uint32_t *tickets,
+		    uint32_t count)
 {
-	int *rows = memory_new(batch->count, sizeof(*rows));
 	unsigned long position;
 
-	for (unsigned i = 0; i < batch->count; i++)
-		rows[i] = batch->policy ? 0 : -1;
-	for (int row = 0; !batch->policy && row < PQntuples(batch->work_result); row++) {
-		position = strtoul(PQgetvalue(batch->work_result, row, 0), NULL, 10);
-		if (position >= 1 && position <= batch->count)
-			rows[position - 1] = row;
+	for (int row = 0; row < PQntuples(result); row++) {
+		position = strtoul(PQgetvalue(result, row, 0), NULL, 10);
+		if (position >= 1 && position <= count)
+			batch->found[tickets[position - 1]] = (struct found){result, row};
 	}
-	return rows;
 }
 
-static void policy_answer(const PGresult *result, int row, struct answer *answer)
+void batch_find_answers(struct batch *batch)
 {
-	answer->json = value(result, row, 0);
+	batch->found = memory_new(batch->count, sizeof(*batch->found));
+	if (batch->policy) {
+		batch->found[0] = (struct found){batch->work_result, 0};
+		return;
+	}
+	for (uint32_t i = 0; i < batch->applied_count; i++)
+		batch->found[batch->applied[i]].row = NO_ROW;
+	find_in(batch, batch->report_result, batch->reported, batch->reported_count);
+	find_in(batch, batch->work_result, batch->applied, batch->applied_count);
+}
+
+static void policy_answer(const struct found *found, struct answer *answer)
+{
+	answer->json = value(found->result, found->row, 0);
 	answer->status = answer->json != NULL ? ANSWER_OK : ANSWER_NOT_FOUND;
 }
 
-bool batch_answer(const struct batch *batch, int row, struct answer *answer)
+/* report() is silent about what it has only counted; apply() is about nothing. */
+static void silent_answer(const struct found *found, struct answer *answer)
 {
-	const PGresult *result = batch->work_result;
+	if (found->row != NO_ROW)
+		answer->status = ANSWER_OK;
+	else
+		*answer = (struct answer){.status = ANSWER_DATABASE_ERROR,
+					  .sqlstate = "XX000",
+					  .message = "cbshm.apply gave no answer"};
+}
+
+bool batch_answer(const struct batch *batch, unsigned ticket, struct answer *answer)
+{
+	const struct found *found = &batch->found[ticket];
 	const char *outcome;
 
 	*answer = (struct answer){0};
 	if (batch->policy) {
-		policy_answer(result, row, answer);
+		policy_answer(found, answer);
 		return true;
 	}
-	outcome = PQgetvalue(result, row, 1);
+	if (found->result == NULL) {
+		silent_answer(found, answer);
+		return true;
+	}
+	outcome = PQgetvalue(found->result, found->row, 1);
 	if (strcmp(outcome, "locked") == 0)
 		return false;
-	answer->field = value(result, row, 2);
-	answer->message = value(result, row, 3);
-	answer->changed = *PQgetvalue(result, row, 4) == 't';
-	answer->json = value(result, row, 5);
+	answer->field = value(found->result, found->row, 2);
+	answer->message = value(found->result, found->row, 3);
+	answer->changed = *PQgetvalue(found->result, found->row, 4) == 't';
+	answer->json = value(found->result, found->row, 5);
 	if (strcmp(outcome, "ok") == 0) {
 		answer->status = ANSWER_OK;
 	} else if (strcmp(outcome, "invalid") == 0) {

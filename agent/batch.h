@@ -18,6 +18,7 @@
 #define BATCH_MAX 4096
 
 struct agent;
+struct found;
 struct lane;
 struct writer;
 
@@ -38,10 +39,16 @@ struct batch {
 	unsigned moment; /* of the mirror, when it was sent */
 
 	/* The numbers of the statements, and what came of them. */
-	unsigned work, rows, xid, commit;
-	PGresult *work_result;
+	int report, work; /* -1 = there is none */
+	unsigned rows, xid, commit;
+	PGresult *report_result; /* cbshm.report() */
+	PGresult *work_result;   /* cbshm.apply(), or the policy */
 	PGresult *rows_result;
 	PGresult *xid_result; /* sent by the server before it begins to commit */
+	uint32_t *reported;   /* tickets in the order of report()'s arrays */
+	uint32_t *applied;    /* and of apply()'s */
+	uint32_t reported_count, applied_count;
+	struct found *found; /* by ticket */
 
 	/* For one that was lost. */
 	bool heard_all; /* see unit_heard_all() */
@@ -66,10 +73,10 @@ struct unit *batch_unit(struct batch *batch, const struct agent *agent, int pati
 /* Keeps the results beyond the life of the unit. */
 void batch_keep_results(struct batch *batch, struct unit *unit);
 
-/* For each ticket the row of its answer in work_result, -1 if there is none; to be freed. */
-int *batch_answer_rows(const struct batch *batch);
+/* Looks through the results of a committed batch; before batch_answer(). */
+void batch_find_answers(struct batch *batch);
 
-/* Answer `row` of work_result. False: the row is locked, nothing was applied. */
-bool batch_answer(const struct batch *batch, int row, struct answer *answer);
+/* The answer for a ticket, by number. False: the row is locked, nothing was applied. */
+bool batch_answer(const struct batch *batch, unsigned ticket, struct answer *answer);
 
 #endif /* AGENT_BATCH_H */

@@ -22,13 +22,15 @@
 #include "agent/log.h"
 #include "agent/text.h"
 
-#define PREPARED_MAX 8
+#define PREPARED_MAX 12
 
 struct statement {
 	const char *sql;
 	int count;
 	char *values[UNIT_VALUES_MAX];
-	bool binary;
+	int lengths[UNIT_VALUES_MAX]; /* of values in binary */
+	int formats[UNIT_VALUES_MAX]; /* 1 = binary */
+	bool binary;                  /* the result is to be */
 	bool prepared;
 	bool streamed;
 	bool flushed;
@@ -123,6 +125,21 @@ unsigned unit_add(struct unit *unit, const char *sql, int count, ...)
 	for (int i = 0; i < count; i++)
 		statement->values[i] = va_arg(values, char *);
 	va_end(values);
+	return unit->count++;
+}
+
+unsigned unit_add_binary(struct unit *unit, const char *sql, int count, const struct text *values)
+{
+	struct statement *statement = &unit->statements[unit->count];
+
+	assert(unit->count < UNIT_STATEMENTS_MAX && count <= UNIT_VALUES_MAX);
+	statement->sql = sql;
+	statement->count = count;
+	for (int i = 0; i < count; i++) {
+		statement->values[i] = values[i].data;
+		statement->lengths[i] = (int)values[i].length;
+		statement->formats[i] = 1;
+	}
 	return unit->count++;
 }
 
@@ -336,11 +353,11 @@ static bool send_statement(struct connection *connection, int number)
 		connection->prepared[prepared] = statement->sql;
 	}
 	if (prepared >= 0)
-		sent = PQsendQueryPrepared(connection->pg, name, statement->count, values, NULL,
-					   NULL, binary);
+		sent = PQsendQueryPrepared(connection->pg, name, statement->count, values,
+					   statement->lengths, statement->formats, binary);
 	else
 		sent = PQsendQueryParams(connection->pg, statement->sql, statement->count, NULL,
-					 values, NULL, NULL, binary);
+					 values, statement->lengths, statement->formats, binary);
 	if (!sent)
 		return false;
 	expect(connection, number, IS_STATEMENT);

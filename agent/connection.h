@@ -13,11 +13,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "agent/text.h"
+
 struct event_base;
 struct connection;
 struct unit;
 
-#define UNIT_STATEMENTS_MAX 6
+#define UNIT_STATEMENTS_MAX 7
 #define UNIT_VALUES_MAX     12
 
 enum unit_end {
@@ -37,6 +39,12 @@ struct unit *unit_new(unit_done *done, void *arg);
  * format, NULL = null) is taken over and freed. The result comes as text.
  */
 unsigned unit_add(struct unit *unit, const char *sql, int count, ...);
+
+/*
+ * The same with values in binary, for parameters whose types the statement says. `data` of each is taken over; NULL =
+ * null.
+ */
+unsigned unit_add_binary(struct unit *unit, const char *sql, int count, const struct text *values);
 
 /* How the statement added last is treated. */
 void unit_binary(struct unit *unit);   /* its result comes in binary */

@@ -38,7 +38,7 @@ char *memory_copy(const char *string)
 	return string == NULL ? NULL : checked(strdup(string));
 }
 
-static void reserve(struct text *text, size_t more)
+void text_reserve(struct text *text, size_t more)
 {
 	if (text->room - text->length > more)
 		return;
@@ -50,7 +50,7 @@ static void reserve(struct text *text, size_t more)
 
 void text_append(struct text *text, const char *bytes, size_t length)
 {
-	reserve(text, length);
+	text_reserve(text, length);
 	memcpy(text->data + text->length, bytes, length);
 	text->length += length;
 	text->data[text->length] = '\0';
@@ -71,7 +71,7 @@ void text_format(struct text *text, const char *format, ...)
 	va_end(args);
 	if (length < 0)
 		return;
-	reserve(text, (size_t)length);
+	text_reserve(text, (size_t)length);
 	va_start(args, format);
 	vsnprintf(text->data + text->length, (size_t)length + 1, format, args);
 	va_end(args);

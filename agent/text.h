@@ -21,6 +21,9 @@ struct text {
 void *memory_new(size_t count, size_t size);
 char *memory_copy(const char *string);
 
+/* Makes room for so many bytes more, and the NUL. */
+void text_reserve(struct text *text, size_t more);
+
 void text_append(struct text *text, const char *bytes, size_t length);
 void text_add(struct text *text, const char *string);
 void text_format(struct text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));

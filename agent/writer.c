@@ -216,19 +216,15 @@ static void answer_all(struct batch *batch, const struct answer *given)
 /* The answers of a committed batch; requests whose rows were locked line up in their lanes. */
 static void answer_committed(struct batch *batch)
 {
-	int *rows = batch_answer_rows(batch);
 	struct answer found;
 
+	batch_find_answers(batch);
 	for (unsigned i = 0; i < batch->count; i++) {
 		struct ticket *ticket = batch->tickets[i];
 
 		if (ticket->finished)
 			continue;
-		if (rows[i] < 0) {
-			answer(ticket, &(struct answer){.status = ANSWER_DATABASE_ERROR,
-							.sqlstate = "XX000",
-							.message = "cbshm.apply gave no answer"});
-		} else if (batch_answer(batch, rows[i], &found)) {
+		if (batch_answer(batch, i, &found)) {
 			tally_answer(&batch->writer->tally, ticket->request, &found);
 			answer(ticket, &found);
 		} else {
@@ -236,7 +232,6 @@ static void answer_committed(struct batch *batch)
 			batch->tickets[i] = NULL;
 		}
 	}
-	free(rows);
 }
 
 static void unlink_batch(struct batch **list, struct batch *batch)

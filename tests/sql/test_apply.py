@@ -6,6 +6,7 @@ import random
 import fixture
 from fixture import array, quote
 from support import tap
+from support.postgres import AGENT_USER
 
 COLUMNS = [("kind", "text"), ("name", "text"), ("score", "float8"), ("count", "bigint"), ("details", "text"),
            ("reason", "text"), ("actor", "text"), ("until", "timestamptz"), ("ttl", "interval"),
@@ -16,6 +17,21 @@ def call(requests, wait=True):
     """The statement that applies requests, given as dictionaries; its results in the order of the requests."""
     arrays = ", ".join(array([request.get(column) for request in requests], kind) for column, kind in COLUMNS)
     return f'SELECT * FROM cbshm.apply({arrays}, {quote(wait)}) ORDER BY "position"'
+
+
+def report(requests, wait=True):
+    """The same for reports alone, through cbshm.report()."""
+    names = sorted({request["name"] for request in requests}, key=str.encode)
+    order = [i for name in names for i, request in enumerate(requests) if request["name"] == name]
+    proofs = sorted({request.get("proof") or "{}" for request in requests})
+    last = [sum(request["name"] <= name for request in requests) for name in names]
+    details = [requests[i].get("details") for i in order]
+    arrays = [array(names, "text"), array(last, "int"),
+              array([requests[i].get("score") for i in order], "float8"),
+              array([requests[i].get("count") for i in order], "bigint"),
+              array(details, "text") if any(text is not None for text in details) else "NULL",
+              array([1 + proofs.index(requests[i].get("proof") or "{}") for i in order], "int"), array(proofs, "text")]
+    return f'SELECT * FROM cbshm.report({", ".join(arrays)}, {quote(wait)})', order
 
 
 def drift(name, score, **more):
@@ -37,6 +53,15 @@ def enable(name, **more):
 class ApplyTest(fixture.SqlTest):
     def apply(self, requests, wait=True, session=None):
         return self.rows(call(requests, wait), session)
+
+    def report(self, requests, wait=True, session=None):
+        """The answers to reports, those about which cbshm.report() says nothing included."""
+        statement, order = report(requests, wait)
+        answers = [{"position": i + 1, "outcome": "ok", "field": None, "message": None, "changed": False,
+                    "incident": None} for i in range(len(requests))]
+        for done in self.rows(statement, session):
+            answers[order[done["position"] - 1]] = done
+        return answers
 
     def outcomes(self, requests, wait=True, session=None):
         return [done["outcome"] for done in self.apply(requests, wait, session)]
@@ -123,6 +148,101 @@ class Batch(ApplyTest):
         self.apply([drift(self.name, 0.9)])
         self.policy(failure_threshold=2)
         self.assertIsNotNone(self.apply([drift(self.name, 0.9)])[0]["incident"])
+
+
+class Reports(ApplyTest):
+    """cbshm.report(), which must come to the same as apply(), only sooner."""
+
+    def test_nothing_at_all(self):
+        self.assertEqual(self.report([]), [])
+
+    def test_counting_writes_the_row_once_and_says_nothing(self):
+        self.enable()
+        statement, _ = report([drift(self.name, 0.9), drift(self.name, 0.1)] + [drift(self.name, 0.9)] * 2)
+        self.assertEqual(self.rows(statement), [])
+        self.assertEqual(self.breaker()["consecutive_failures"], 2)
+        self.assertEqual(self.version(), 2)
+
+    def test_what_changes_nothing_is_not_written(self):
+        self.enable()
+        before = self.traces()
+        self.report([drift(self.name, 0.1), schema_error(self.name, 4)])
+        self.assertEqual(self.traces(), before)
+
+    def test_the_report_that_trips_is_told(self):
+        other = self.name + " other"
+        done = self.report([drift(other, 0.9), drift(self.name, 0.9), drift(self.name, 0.9, details='{"x": 1}'),
+                            drift(self.name, 0.25, count=77, details='{"x": 2}'), drift(self.name, 0.9),
+                            schema_error(other, 9, details='{"x": 3}'), schema_error(other, 9)])
+        self.assertEqual([each["changed"] for each in done], [False, False, False, True, False, True, False])
+        for number, reason, severity, samples, details in (
+                (3, "Drift exceeded threshold: 0.2500 > 0.2", "P1", 77, {"x": 2}),
+                (5, "Schema error threshold exceeded: 9 >= 5", "P3", 9, {"x": 3})):
+            incident = done[number]["incident"]
+            self.assertEqual((incident["reason"], incident["severity"], incident["sample_count"],
+                              incident["details"]), (reason, severity, samples, details))
+        self.assertEqual(self.breaker()["consecutive_failures"], 4)
+        self.assertEqual(self.breaker(other)["consecutive_failures"], 1)
+        self.assertEqual(len(self.incidents()), 1)
+
+    def test_each_report_has_its_own_proof(self):
+        agent = fixture.server().session(AGENT_USER)
+        self.report([drift(self.name, 0.9, proof='{"uid": 1}'), drift(self.name, 0.9, proof='{"uid": 2}'),
+                     drift(self.name, 0.9, proof='{"uid": 3}')], session=agent)
+        agent.close()
+        self.assertEqual([entry["proof"]["uid"] for entry in self.audit()], [1, 3])  # created it, tripped it
+
+    def test_the_counter_does_not_run_over(self):
+        self.disable()
+        self.run_sql(f"UPDATE cbshm.breaker SET consecutive_failures = 2147483646 WHERE name = '{self.name}'")
+        self.report([drift(self.name, 0.9)] * 3)
+        self.assertEqual(self.breaker()["consecutive_failures"], 2147483647)
+
+    def test_a_ttl_that_has_passed(self):
+        self.disable(ttl="1 ms")
+        self.expire()
+        self.report([drift(self.name, 0.9)])
+        self.assertEqual(self.actions()[-1], "recover")
+        self.assertEqual((self.breaker()["disabled"], self.breaker()["consecutive_failures"]), (False, 1))
+
+    def test_bad_reports_fail_alone(self):
+        bad = [drift(self.name, float("nan")), drift(self.name, -0.1), drift(self.name, 2),
+               drift(self.name, 1, count=0),
+               drift(self.name, 0.9, count=1 << 53), drift(self.name, 0.9, count=None),
+               drift(self.name, 0.9, details="{"), drift(self.name, 0.9, details="[]"),
+               drift(self.name, 0.9, details='{"a": "\\u0000"}'), drift(self.name, 0.9, details=""),
+               schema_error(self.name, -1), schema_error(self.name, None), drift("a\nb", 0.9), drift("", 0.9)]
+        for one in bad:
+            done = self.report([drift(self.name, 0.1), drift(self.name, 0.9), one, schema_error(self.name, 0)])
+            self.assertEqual([each["outcome"] for each in done], ["ok", "ok", "invalid", "ok"], one)
+            self.assertIn(done[2]["field"], done[2]["message"])
+            self.assertEqual(self.breaker()["consecutive_failures"], 1)
+
+    def test_locked_rows(self):
+        a, b = self.name + " a", self.name + " b"
+        for name in (a, b):
+            self.enable(name)
+        other = fixture.server().session()
+        other.execute("BEGIN")
+        other.execute(f"SELECT FROM cbshm.breaker WHERE name = '{a}' FOR UPDATE")
+        requests = [drift(name, 0.9) for name in (a, b, a, self.name)]
+        self.assertEqual([each["outcome"] for each in self.report(requests, wait=False)],
+                         ["locked", "ok", "locked", "ok"])
+        self.assertEqual([self.breaker(name)["consecutive_failures"] for name in (a, b, self.name)], [0, 1, 1])
+        waiter = fixture.server().session()
+        waiter.send(report(requests[:3])[0])
+        waiter.blocked(0.2)
+        other.execute("COMMIT")
+        waiter.wait()
+        for session in (other, waiter):
+            session.close()
+        self.assertEqual([self.breaker(name)["consecutive_failures"] for name in (a, b)], [2, 2])
+
+    def test_arrays_that_do_not_fit(self):
+        good = ["'{a}'", "'{1}'", "'{0.5}'", "'{1}'", "NULL", "'{1}'", "'{\"{}\"}'", "true"]
+        for number, broken in ((0, "'{}'"), (0, "NULL"), (1, "'{2}'"), (1, "'{}'"), (2, "'{}'"), (3, "'{1,1}'"),
+                               (4, "'{}'"), (5, "NULL")):
+            self.refused(f"SELECT * FROM cbshm.report({', '.join(good[:number] + [broken] + good[number + 1:])})")
 
 
 class Locks(ApplyTest):
@@ -261,6 +381,51 @@ class OneByOne(ApplyTest):
             with self.subTest(seed=seed, run=run):
                 self.assertEqual(answers[prefixes[0]], answers[prefixes[1]])
                 self.assertEqual(self.result(prefixes[0]), self.result(prefixes[1]))
+
+    def reports(self, chance, names):
+        name = chance.choice(names)
+        return chance.choice([
+            lambda: drift(name, chance.choice([0, 0.1, 0.2, 0.21, 0.4, 0.5, 1])),
+            lambda: drift(name, chance.choice([0.3, 0.9]), details=chance.choice([None, '{"a": 1}', '{"b": [2]}'])),
+            lambda: drift(name, chance.choice([0.1, 0.9]), count=chance.choice([1, 500, (1 << 53) - 1])),
+            lambda: drift(name, 0.9),
+            lambda: schema_error(name, chance.choice([0, 4, 5, 100]), details=chance.choice([None, '{"c": "d"}'])),
+        ])()
+
+    def test_equality_of_reports(self):
+        """Through report() in batches, between them decisions and plain SQL; and through apply() one by one."""
+        seed = int(os.environ.get("CBSHM_TEST_SEED", random.randrange(1 << 30)))
+        tap.note(f"CBSHM_TEST_SEED={seed}")
+        chance = random.Random(seed)
+        for run in range(8):
+            batch, single = (f"{self.name} {run} {kind} " for kind in ("batch", "single"))
+            for prefix in (batch, single):
+                self.run_sql(f"INSERT INTO cbshm.breaker (name, drift_threshold, failure_threshold) VALUES "
+                             f"('{prefix}a', 0.4, 2), ('{prefix}b', NULL, 20)")
+            for step in range(chance.randrange(1, 5)):
+                requests = [self.reports(chance, ["a", "b", "c"]) for _ in range(chance.randrange(1, 20))]
+                if chance.random() < 0.2:
+                    requests.insert(chance.randrange(len(requests)), chance.choice([
+                        drift("a", 7), drift("b", 0.9, details="[]"), drift("c", 0.9, count=0), schema_error("a", -1)]))
+                decision = chance.choice([None, disable("a"), enable("b"), enable("a"), disable("d", "other")])
+                answers = []
+                for prefix in (batch, single):
+                    named = [{**request, "name": prefix + request["name"]} for request in requests]
+                    answers.append(self.answers(self.report(named) if prefix == batch else
+                                                [done for request in named for done in self.apply([request])]))
+                    if decision:
+                        self.apply([{**decision, "name": prefix + decision["name"]}])
+                with self.subTest(seed=seed, run=run, step=step):
+                    self.assertEqual(*answers)
+                    self.assertEqual(self.result(batch), self.result(single))
+                    self.assertVersions(batch)
+
+    def assertVersions(self, prefix):
+        """A version is one more than the changes that it stands for: never less than the audited ones."""
+        self.assertEqual(self.rows(f"""
+            SELECT b.name, b.version, count(*) FROM cbshm.breaker b JOIN cbshm.audit_log l ON l.breaker = b.name
+            WHERE b.name LIKE '{prefix}%' GROUP BY b.name, b.version
+            HAVING b.version < count(*) OR b.version < max(l.version)"""), [])
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from support.postgres import AGENT_USER, PostgresError
 
 TABLES = ("agent", "alert_queue", "audit_log", "breaker", "incident", "request", "schema_version", "settings",
           "tombstone")
-AGENT_FUNCTIONS = {"apply", "recover", "state_json", "incidents_json", "set_policy_json", "heartbeat", "claim_alerts",
-                   "alerts_sent", "alerts_put_off", "alerts_release", "alerts_wake", "alerts_skipped", "alerts_due",
-                   "alerts_depth", "alerts_retry", "alerts_purge", "announce_barrier", "last_barrier", "acknowledge_barrier",
-                   "remove_agent", "fleet_json", "agents_json"}
+AGENT_FUNCTIONS = {"apply", "report", "recover", "state_json", "incidents_json", "set_policy_json", "heartbeat",
+                   "claim_alerts", "alerts_sent", "alerts_put_off", "alerts_release", "alerts_wake",
+                   "alerts_skipped", "alerts_due", "alerts_depth", "alerts_retry", "alerts_purge",
+                   "announce_barrier", "last_barrier", "acknowledge_barrier", "remove_agent", "fleet_json",
+                   "agents_json"}
 READER_FUNCTIONS = {"get_state", "get_incidents", "state_json", "incidents_json", "policy_json", "fleet_json",
                     "agents_json"}
 
@@ -173,7 +174,7 @@ class Migration(fixture.SqlTest):
         return name
 
     def test_files_work_with_plain_psql(self):
-        self.assertGreaterEqual(len(self.FILES), 6)
+        self.assertGreaterEqual(len(self.FILES), 7)
         database = self.database()
         self.assertEqual(self.psql(database), "")
         self.assertEqual(fixture.server().psql("SELECT cbshm.enable('x')", db=database), "f")
