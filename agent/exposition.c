@@ -33,7 +33,7 @@ static double weight(const char *at, const char *end)
 	while ((at = memchr(at, ';', (size_t)(end - at))) != NULL) {
 		at++;
 		at += strspn(at, " \t");
-		if (end - at > 2 && (*at == 'q' || *at == 'Q') && at[1] == '=')
+		if (end - at >= 2 && (*at == 'q' || *at == 'Q') && at[1] == '=')
 			return strtod(at + 2, NULL);
 	}
 	return 1;
