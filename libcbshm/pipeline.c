@@ -371,8 +371,9 @@ static int land(struct line *line, struct flight *flight, int error, struct cbsh
 	}
 	if (flight->done) {
 		error = flight->error;
+		/* The message, not the deadline: whoever led the line at that moment had a call of his own. */
 		if (error != 0)
-			*call = flight->call;
+			memcpy(call->message, flight->call.message, sizeof(call->message));
 		result->sent = was_sent(flight);
 		result->reply = flight->reply;
 		flight->reply = NULL;

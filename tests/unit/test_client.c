@@ -529,11 +529,12 @@ static void test_report_lost(void)
 {
 	SERVE({CLOSE, NULL});
 	struct cbshm *client = client_at(server.path);
-	struct cbshm_call call = {0};
+	struct cbshm_call call = {.timeout_ms = 1500};
 
 	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, &call, NULL),
 			CBSHM_ERR_UNKNOWN);
 	expect_in(call.message, "lost");
+	CU_ASSERT_EQUAL(call.timeout_ms, 1500);
 	CU_ASSERT_EQUAL(server.received, 1);
 	cbshm_close(client);
 	server_end();
