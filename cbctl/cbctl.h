@@ -21,6 +21,7 @@ enum exit_status {
 	STATUS_DENIED = 5,
 	STATUS_UNKNOWN = 6, /* the answer is lost: it may have been applied */
 	STATUS_OTHER = 7,   /* not found, refused, and everything else */
+	STATUS_BEHIND = 8,  /* done, but not known to be in force on every host */
 };
 
 struct cbctl {

@@ -7,15 +7,16 @@
 
 #include <stdio.h>
 
+#include "cbctl/fleet.h"
 #include "cbctl/output.h"
 #include "cbctl/segment.h"
 #include "cbctl/timespec.h"
 
-enum { REASON, BY, UNTIL, FOR };
+enum { REASON, BY, UNTIL, FOR, WAIT };
 
 static const struct option options[] = {
-	[REASON] = {"reason", "TEXT"}, [BY] = {"by", "WHO"}, [UNTIL] = {"until", "TIME"},
-	[FOR] = {"for", "DURATION"},   {NULL, NULL},
+	[REASON] = {"reason", "TEXT"}, [BY] = {"by", "WHO"},       [UNTIL] = {"until", "TIME"},
+	[FOR] = {"for", "DURATION"},   [WAIT] = FLEET_WAIT_OPTION, {NULL, NULL},
 };
 
 /* 0, or the exit status after the mistake has been printed. */
@@ -44,7 +45,8 @@ static int parse_end(struct cbctl *cbctl, const struct parsed *parsed, int64_t *
 	return 0;
 }
 
-static void print_result(struct cbctl *cbctl, const char *name, bool changed, const char *incident)
+static int print_result(struct cbctl *cbctl, const char *name, bool changed, const char *incident,
+			int wait_ms)
 {
 	struct cbshm_state state;
 
@@ -56,19 +58,24 @@ static void print_result(struct cbctl *cbctl, const char *name, bool changed, co
 		state_print_opening(&state);
 	else if (incident[0] != '\0')
 		printf("  incident  %s\n", clean(incident));
+	return fleet_wait(cbctl, wait_ms, NULL);
 }
 
-static void print_json(struct cbctl *cbctl, const char *name, bool changed, const char *incident)
+static int print_json(struct cbctl *cbctl, const char *name, bool changed, const char *incident,
+		      int wait_ms)
 {
 	cJSON *document = json_object(NULL, NULL);
 	struct cbshm_state state;
+	int status;
 
 	json_text(document, "name", name);
 	json_bool(document, "changed", changed);
 	json_text(document, "incident_id", incident[0] != '\0' ? incident : NULL);
 	if (segment_state(cbctl, name, &state) == 0)
 		json_state(json_object(document, "state"), &state);
+	status = fleet_wait(cbctl, wait_ms, document);
 	json_print(document);
+	return status;
 }
 
 static int run(struct cbctl *cbctl, const struct parsed *parsed)
@@ -80,7 +87,7 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 	char incident[CBSHM_UUID_SIZE];
 	int64_t until, for_us;
 	bool changed;
-	int error;
+	int error, wait_ms;
 
 	if (parsed->values[REASON] == NULL)
 		return fail_usage(&command_disable,
@@ -88,6 +95,8 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 	error = client_open(cbctl);
 	if (error == 0)
 		error = parse_end(cbctl, parsed, &until, &for_us);
+	if (error == 0)
+		error = fleet_parse(&command_disable, parsed->values[WAIT], &wait_ms);
 	if (error != 0)
 		return error;
 	/* Somebody who mistypes a name in an emergency must learn it now; afterwards the name exists. */
@@ -102,16 +111,14 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 		warn("%s did not exist before and has been made; if you meant %s, that one is not "
 		     "disabled by this",
 		     name, near.best);
-	if (output_is_json())
-		print_json(cbctl, name, changed, incident);
-	else
-		print_result(cbctl, name, changed, incident);
-	return STATUS_DONE;
+	return output_is_json() ? print_json(cbctl, name, changed, incident, wait_ms)
+				: print_result(cbctl, name, changed, incident, wait_ms);
 }
 
 const struct command command_disable = {
 	.name = "disable",
-	.arguments = "NAME --reason TEXT [--by WHO] [--until TIME | --for DURATION]",
+	.arguments = "NAME --reason TEXT [--by WHO] [--until TIME | --for "
+		     "DURATION] " FLEET_WAIT_ARGUMENT,
 	.summary = "open it: keep traffic away, now, on every host",
 	.help = "Opens the breaker. When this returns, it is committed in Postgres and every\n"
 		"process of this host sees it. A breaker that does not exist is made.\n"
@@ -121,6 +128,7 @@ const struct command command_disable = {
 		"  --until TIME    when it ends by itself: \"tomorrow 09:00\", 18:00, \"friday\n"
 		"                  17:00\", \"2030-01-31 18:00\", 2030-01-31T18:00:00Z, or never\n"
 		"  --for DURATION  the same from now on: 90s, 30m, 2h, 1h30m, 7d\n"
+		"  --wait[=TIME]   until every host has it, at most so long (30s); exit 8 if not\n"
 		"\n"
 		"With neither, the breaker's default_ttl counts (24 h unless changed).\n"
 		"Repeating the same call changes nothing, but --for begins a new incident.\n"

@@ -56,7 +56,7 @@ static int print_help(void)
 	     "cbctl COMMAND --help tells the rest. Everywhere: --socket PATH, --segment NAME,\n"
 	     "--json (a document of JSON on standard output, errors too), --help, --version.\n"
 	     "Exit status: 0 done (check: enabled), 1 check: disabled, 2 usage, 3 no segment,\n"
-	     "4 agent or database down, 5 not allowed, 6 outcome unknown, 7 other.");
+	     "4 agent or database down, 5 not allowed, 6 outcome unknown, 7 other, 8 behind.");
 	return STATUS_DONE;
 }
 

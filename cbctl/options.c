@@ -71,6 +71,8 @@ static bool take(const struct option *options, const char *word, const char *nex
 		parsed->values[i] = "";
 	} else if (equals != NULL) {
 		parsed->values[i] = equals + 1;
+	} else if (options[i].value[0] == '=') {
+		parsed->values[i] = "";
 	} else if (next != NULL && !(next[0] == '-' && next[1] == '-')) {
 		parsed->values[i] = next;
 		*used = 2;

@@ -12,8 +12,9 @@
 #define OPTIONS_MAX 12 /* of one command, the global ones included */
 
 struct option {
-	const char *name;  /* without the dashes; NULL ends a table */
-	const char *value; /* what stands for its value in a message; NULL: it takes none */
+	const char *name; /* without the dashes; NULL ends a table */
+	const char *
+		value; /* what stands for its value in a message; NULL: it takes none; "=" first: it may have one */
 };
 
 /* A command line taken apart. Everything points into argv. */

@@ -331,6 +331,7 @@ static const struct {
 	{CBSHM_ERR_DENIED, "denied", STATUS_DENIED},
 	{CBSHM_ERR_PROTOCOL, "protocol", STATUS_OTHER},
 	{CBSHM_ERR_REFUSED, "refused", STATUS_OTHER},
+	{CBSHM_ERR_BEHIND, "behind", STATUS_BEHIND},
 };
 
 const char *error_word(int error)

@@ -81,7 +81,8 @@ enum cbshm_error {
 	CBSHM_ERR_DENIED = -13,   /* the agent does not allow this user to do that */
 	CBSHM_ERR_PROTOCOL = -14, /* the peer at the socket does not speak io.cbshm */
 	CBSHM_ERR_REFUSED = -15,  /* the agent is at a limit, or Postgres refused it */
-	CBSHM_ERR_FULL = -16      /* the buffer for reports is full: this one was dropped */
+	CBSHM_ERR_FULL = -16,     /* the buffer for reports is full: this one was dropped */
+	CBSHM_ERR_BEHIND = -17    /* cbshm_wait_fleet(): at the deadline not every host had it */
 };
 
 /* A short English description of an error code; never NULL, never to be freed. Signal-safe. */
@@ -588,6 +589,44 @@ CBSHM_PUBLIC void cbshm_incidents_free(struct cbshm_incident *incidents, size_t 
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_fetch_state(struct cbshm *client, const char *name,
 						    struct cbshm_call *call,
 						    struct cbshm_state *state);
+
+/* An agent, as the others know it. */
+struct cbshm_agent {
+	char *host;
+	char *instance;       /* what tells agents of one host apart; the host if not configured */
+	char *version;        /* of cbagent */
+	int64_t last_seen_at; /* microseconds since the Unix epoch, database's clock */
+};
+
+/* How far the agents are. The lists name at most 50 each. */
+struct cbshm_fleet {
+	uint32_t hosts;    /* agents that are alive: seen within the last 10 s */
+	uint32_t in_force; /* of them, those whose segments have everything */
+	double slowest_ms; /* from the question to the last of their answers; NAN if there is none */
+	struct cbshm_agent *behind; /* alive, and not there yet */
+	size_t behind_count;
+	struct cbshm_agent *silent; /* not alive, and did not stop in order: not waited for */
+	size_t silent_count;
+};
+
+/*
+ * Waits until every agent that is alive has in its segment what was committed before the call: after a
+ * cbshm_disable(), until no host lets traffic pass any more. An agent that dies meanwhile is silent after 10 s; engines on
+ * such a host, if it runs, may still go by an earlier state. Returns at the deadline of `call` (default 5 s) with
+ * CBSHM_ERR_BEHIND if some are behind; `fleet` is filled then, too. It is to be freed with cbshm_fleet_free() in any case.
+ */
+CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_wait_fleet(struct cbshm *client, struct cbshm_call *call,
+						   struct cbshm_fleet *fleet);
+CBSHM_PUBLIC void cbshm_fleet_free(struct cbshm_fleet *fleet);
+
+/*
+ * Any method of io.cbshm(7), for those that have no function here: `method` such as "GetLog", `parameters` a JSON object
+ * without timeout_ms, or NULL. `reply` becomes the parameters of the reply as JSON, to be freed with free(3), or NULL. The outcome of a
+ * lost answer is unknown (CBSHM_ERR_UNKNOWN) unless the method's name begins with Get.
+ */
+CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_call_json(struct cbshm *client, const char *method,
+						  const char *parameters, struct cbshm_call *call,
+						  char **reply);
 
 /* Which fields of a policy to change, and which to give back to the fleet's default. */
 #define CBSHM_POLICY_DRIFT_THRESHOLD        0x01u

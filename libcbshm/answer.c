@@ -408,6 +408,68 @@ int answer_one_state(const cJSON *object, struct cbshm_call *call, struct cbshm_
 	return fields_done(&fields, call);
 }
 
+static void take_agents(struct fields *outer, const char *name, struct cbshm_agent **agents,
+			size_t *count)
+{
+	const cJSON *array = field(outer, name), *element;
+	const int size = cJSON_GetArraySize(array);
+
+	if (!cJSON_IsArray(array)) {
+		outer->wrong = name;
+		return;
+	}
+	*agents = size > 0 ? calloc((size_t)size, sizeof(**agents)) : NULL;
+	outer->memory |= size > 0 && *agents == NULL;
+	cJSON_ArrayForEach(element, array)
+	{
+		struct fields fields = {.object = element};
+		struct cbshm_agent *agent;
+
+		if (outer->memory)
+			return;
+		agent = &(*agents)[(*count)++];
+		agent->host = take_copy(&fields, "host");
+		agent->instance = take_copy(&fields, "instance");
+		agent->version = take_copy(&fields, "version");
+		agent->last_seen_at = take_time(&fields, "last_seen_at");
+		outer->memory |= fields.memory;
+		if (fields.wrong != NULL || agent->host == NULL || agent->instance == NULL ||
+		    agent->version == NULL)
+			outer->wrong = name;
+	}
+}
+
+int answer_fleet(const cJSON *parameters, struct cbshm_call *call, struct cbshm_fleet *fleet)
+{
+	struct fields fields = {.object = cJSON_GetObjectItemCaseSensitive(parameters, "fleet")};
+
+	fleet->hosts = (uint32_t)take_whole(&fields, "hosts", 0, UINT32_MAX, 0);
+	fleet->in_force = (uint32_t)take_whole(&fields, "in_force", 0, UINT32_MAX, 0);
+	fleet->slowest_ms = take_number(&fields, "slowest_ms", NAN);
+	take_agents(&fields, "behind", &fleet->behind, &fleet->behind_count);
+	take_agents(&fields, "silent", &fleet->silent, &fleet->silent_count);
+	return fields_done(&fields, call);
+}
+
+static void agents_free(struct cbshm_agent *agents, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		free(agents[i].host);
+		free(agents[i].instance);
+		free(agents[i].version);
+	}
+	free(agents);
+}
+
+void cbshm_fleet_free(struct cbshm_fleet *fleet)
+{
+	if (fleet == NULL)
+		return;
+	agents_free(fleet->behind, fleet->behind_count);
+	agents_free(fleet->silent, fleet->silent_count);
+	memset(fleet, 0, sizeof(*fleet));
+}
+
 void cbshm_incidents_free(struct cbshm_incident *incidents, size_t count)
 {
 	for (size_t i = 0; incidents != NULL && i < count; i++) {

@@ -27,6 +27,9 @@ int answer_incidents(const cJSON *parameters, struct cbshm_call *call,
 		     struct cbshm_incident **incidents, size_t *count);
 int answer_policy(const cJSON *parameters, struct cbshm_call *call, struct cbshm_policy *policy);
 
+/* `fleet` is to be freed, whatever comes of it. */
+int answer_fleet(const cJSON *parameters, struct cbshm_call *call, struct cbshm_fleet *fleet);
+
 /* Fills everything but `disabled` and `remaining_us`, which take a clock. answer_one_state(): of a State object itself. */
 int answer_state(const cJSON *parameters, struct cbshm_call *call, struct cbshm_state *state);
 int answer_one_state(const cJSON *object, struct cbshm_call *call, struct cbshm_state *state);

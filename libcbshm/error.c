@@ -54,6 +54,8 @@ const char *cbshm_strerror(int error)
 		return "refused by the agent or the database; nothing was applied";
 	case CBSHM_ERR_FULL:
 		return "the buffer for reports is full; this one was dropped";
+	case CBSHM_ERR_BEHIND:
+		return "not every host has it yet";
 	default:
 		return "unknown error";
 	}

@@ -8,6 +8,8 @@
 #include "config.h"
 
 #include <errno.h>
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -222,6 +224,72 @@ int cbshm_get_incidents(struct cbshm *client, const char *name, bool include_res
 	THEN(&w, answer_incidents(w.answer, w.call, incidents, count));
 	return writing_end(&w);
 }
+
+static int check_fleet(const struct cbshm_fleet *fleet, struct cbshm_call *call)
+{
+	if (fleet->in_force == fleet->hosts)
+		return 0;
+	return call_fail(call, CBSHM_ERR_BEHIND, "%u of %u hosts have it; %s/%s has not%s",
+			 fleet->in_force, fleet->hosts,
+			 fleet->behind_count > 0 ? fleet->behind[0].host : "",
+			 fleet->behind_count > 0 ? fleet->behind[0].instance : "",
+			 fleet->behind_count > 1 ? ", nor have others" : "");
+}
+
+int cbshm_wait_fleet(struct cbshm *client, struct cbshm_call *call, struct cbshm_fleet *fleet)
+{
+	struct writing w;
+
+	memset(fleet, 0, sizeof(*fleet));
+	fleet->slowest_ms = NAN;
+	writing_begin(&w, call);
+	writing_call(&w, client, "WaitFleet", CLIENT_WAIT);
+	THEN(&w, answer_fleet(w.answer, w.call, fleet));
+	THEN(&w, check_fleet(fleet, w.call));
+	return writing_end(&w);
+}
+
+/* ---- any other -------------------------------------------------------------------------- */
+
+static int parse_parameters(struct writing *writing, const char *text)
+{
+	if (text == NULL)
+		return 0;
+	cJSON_Delete(writing->parameters);
+	writing->parameters = cJSON_ParseWithOpts(text, NULL, 1);
+	if (!cJSON_IsObject(writing->parameters))
+		return call_fail(writing->call, CBSHM_ERR_INVALID,
+				 "parameters must be a JSON object");
+	return 0;
+}
+
+static int print_reply(struct writing *writing, char **reply)
+{
+	char *text = writing->answer != NULL ? cJSON_PrintUnformatted(writing->answer)
+					     : cJSON_PrintUnformatted(writing->root);
+
+	if (text == NULL)
+		return call_fail_memory(writing->call);
+	*reply = strdup(text); /* to be freed with free(), whatever cJSON uses */
+	cJSON_free(text);
+	return *reply != NULL ? 0 : call_fail_memory(writing->call);
+}
+
+int cbshm_call_json(struct cbshm *client, const char *method, const char *parameters,
+		    struct cbshm_call *call, char **reply)
+{
+	const bool reads = strncmp(method, "Get", 3) == 0;
+	struct writing w;
+
+	*reply = NULL;
+	writing_begin(&w, call);
+	THEN(&w, parse_parameters(&w, parameters));
+	writing_call(&w, client, method, reads ? CLIENT_READ : CLIENT_WRITE);
+	THEN(&w, print_reply(&w, reply));
+	return writing_end(&w);
+}
+
+/* ---- the row as it is ------------------------------------------------------------------- */
 
 /* The database's clock as this host knows it: its own, corrected by what the agent last measured. */
 static int64_t database_now(struct cbshm *client)

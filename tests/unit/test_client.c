@@ -1019,11 +1019,11 @@ static void test_fork_in_the_middle(void)
 static void test_words(void)
 {
 	CU_ASSERT_STRING_EQUAL(cbshm_version(), PACKAGE_VERSION);
-	for (int error = 0; error >= -16; error--) {
+	for (int error = 0; error >= CBSHM_ERR_BEHIND; error--) {
 		CU_ASSERT_TRUE(strlen(cbshm_strerror(error)) > 0);
 		CU_ASSERT_STRING_NOT_EQUAL(cbshm_strerror(error), "unknown error");
 	}
-	CU_ASSERT_STRING_EQUAL(cbshm_strerror(-17), "unknown error");
+	CU_ASSERT_STRING_EQUAL(cbshm_strerror(CBSHM_ERR_BEHIND - 1), "unknown error");
 	CU_ASSERT_STRING_EQUAL(cbshm_strerror(INT_MAX), "unknown error");
 }
 
