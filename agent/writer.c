@@ -43,6 +43,8 @@
 /* Milliseconds that one breaker may wait for its lock, alone and while others wait in their lanes. */
 #define PATIENCE_ALONE  500
 #define PATIENCE_SHARED 50
+/* Microseconds before a transaction that clashed with somebody else's is tried again. */
+#define CLASH_PAUSE 20000
 
 /* Requests in order. */
 struct tickets {
@@ -54,7 +56,8 @@ struct tickets {
 struct lane {
 	char *name;
 	struct tickets tickets;
-	unsigned batches; /* under way, or lost and being looked up */
+	unsigned batches;   /* under way, or lost and being looked up */
+	int64_t not_before; /* CLOCK_MONOTONIC; 0 = its last try did not clash */
 	TAILQ_ENTRY(lane) link;
 };
 
@@ -136,6 +139,9 @@ static const char unknown_text[] = "the connection to Postgres was lost during t
 static const char timeout_text[] =
 	"the deadline passed before Postgres was asked, nothing was applied";
 static const char busy_text[] = "somebody else holds the breaker's row locked, nothing was applied";
+static const char clash_text[] =
+	"it clashed with what others do at the same time, again and again; "
+	"nothing was applied";
 
 /* ---- lanes ---- */
 
@@ -158,6 +164,12 @@ static struct lane *lane_find(struct writer *writer, const struct request *reque
 		return NULL;
 	found = tfind(&key, &writer->lanes_by_name, lane_by_name);
 	return found == NULL ? NULL : *(struct lane **)found;
+}
+
+/* Why its requests are still waiting. */
+static const char *lane_excuse(const struct lane *lane)
+{
+	return lane->not_before != 0 ? clash_text : busy_text;
 }
 
 static struct lane *lane_make(struct writer *writer, const struct request *request)
@@ -315,6 +327,28 @@ static void split(struct batch *batch)
 	put_back(batch);
 }
 
+/*
+ * The only request of a batch goes where it delays nobody but its own breaker: somebody is creating the row and has
+ * not committed, or it was a deadlock, a serialization failure or the like, and is tried again after a pause.
+ */
+static void step_aside(struct batch *batch, enum failure failure)
+{
+	struct ticket *ticket = batch->tickets[0];
+	struct lane *lane = batch->lane;
+
+	if (lane == NULL && ticket->finished)
+		return;
+	if (lane == NULL) {
+		lane = lane_make(batch->writer, ticket->request);
+		tickets_append(&lane->tickets, ticket);
+		batch->tickets[0] = NULL;
+	} else {
+		put_back(batch);
+	}
+	if (failure == FAILURE_TRANSIENT)
+		lane->not_before = clock_microseconds(CLOCK_MONOTONIC) + CLASH_PAUSE;
+}
+
 static void failed(struct batch *batch, const PGresult *error)
 {
 	const char *sqlstate = PQresultErrorField(error, PG_DIAG_SQLSTATE);
@@ -330,16 +364,8 @@ static void failed(struct batch *batch, const PGresult *error)
 		put_back(batch);
 	} else if (batch->count > 1) {
 		split(batch);
-	} else if (failure == FAILURE_LOCK) {
-		/* Somebody is creating the row and has not committed. */
-		struct ticket *ticket = batch->tickets[0];
-
-		if (!ticket->finished) {
-			tickets_append(&lane_make(batch->writer, ticket->request)->tickets, ticket);
-			batch->tickets[0] = NULL;
-		}
-	} else if (failure == FAILURE_TRANSIENT) {
-		put_back(batch);
+	} else if (failure == FAILURE_LOCK || failure == FAILURE_TRANSIENT) {
+		step_aside(batch, failure);
 	} else {
 		answer_failure(batch, error);
 	}
@@ -556,6 +582,21 @@ static bool place(struct writer *writer, struct batch *batch, unsigned *fresh)
 	return true;
 }
 
+/*
+ * Is it still open what became of an earlier transaction? If it was aborted, its requests come again, and before those that
+ * have arrived since.
+ */
+static bool order_is_open(const struct writer *writer)
+{
+	for (const struct batch *batch = writer->lost; batch != NULL; batch = batch->next) {
+		for (unsigned i = 0; batch->lane == NULL && i < batch->count; i++) {
+			if (!batch->tickets[i]->finished)
+				return true;
+		}
+	}
+	return false;
+}
+
 static void run_queue(struct writer *writer)
 {
 	const int64_t now = clock_microseconds(CLOCK_MONOTONIC);
@@ -563,7 +604,7 @@ static void run_queue(struct writer *writer)
 	unsigned fresh = 0;
 	bool boundary;
 
-	if (writer->active != NULL || writer->queue.first == NULL)
+	if (writer->active != NULL || writer->queue.first == NULL || order_is_open(writer))
 		return;
 	batch = batch_new(writer, BATCH_MAX);
 	while (writer->queue.first != NULL && batch->count < BATCH_MAX) {
@@ -609,7 +650,7 @@ static void fill_from_lane(struct batch *batch, struct lane *lane)
 	bool last = false;
 
 	while (!last && lane->tickets.first != NULL && batch->count < BATCH_MAX) {
-		if (is_late(&lane->tickets, now, ANSWER_BUSY, busy_text))
+		if (is_late(&lane->tickets, now, ANSWER_BUSY, lane_excuse(lane)))
 			continue;
 		ticket = lane->tickets.first;
 		if (ticket->request->kind == REQUEST_SET_POLICY) {
@@ -625,13 +666,15 @@ static void fill_from_lane(struct batch *batch, struct lane *lane)
 
 static void run_lane(struct writer *writer)
 {
+	const int64_t now = clock_microseconds(CLOCK_MONOTONIC);
 	struct connection *connection;
 	struct batch *batch;
 	struct lane *lane;
 
+	/* One that pauses is looked at again by the sweep. */
 	TAILQ_FOREACH(lane, &writer->lanes, link)
 	{
-		if (lane->batches == 0 && lane->tickets.first != NULL)
+		if (lane->batches == 0 && lane->tickets.first != NULL && lane->not_before <= now)
 			break;
 	}
 	if (writer->lane_active != NULL || lane == NULL)
@@ -643,6 +686,7 @@ static void run_lane(struct writer *writer)
 	batch->lane = lane;
 	lane->batches++;
 	fill_from_lane(batch, lane);
+	lane->not_before = 0;
 	if (batch->count == 0) {
 		finish(batch);
 		return;
@@ -675,6 +719,7 @@ static void expire_tickets(struct tickets *tickets, int64_t now, enum answer_sta
 	*tickets = kept;
 }
 
+/* message NULL: whatever holds up the lane. */
 static void expire_lanes(struct writer *writer, int64_t now, enum answer_status status,
 			 const char *message)
 {
@@ -682,7 +727,8 @@ static void expire_lanes(struct writer *writer, int64_t now, enum answer_status 
 
 	for (lane = TAILQ_FIRST(&writer->lanes); lane != NULL; lane = next) {
 		next = TAILQ_NEXT(lane, link);
-		expire_tickets(&lane->tickets, now, status, message);
+		expire_tickets(&lane->tickets, now, status,
+			       message != NULL ? message : lane_excuse(lane));
 		if (lane->tickets.first == NULL && lane->batches == 0)
 			lane_done(writer, lane);
 	}
@@ -711,7 +757,7 @@ static void expire(struct writer *writer)
 	if (*lane_trouble != '\0')
 		expire_lanes(writer, now, ANSWER_DATABASE_UNAVAILABLE, away(lane_trouble, message));
 	else
-		expire_lanes(writer, now, ANSWER_BUSY, busy_text);
+		expire_lanes(writer, now, ANSWER_BUSY, NULL);
 	expire_batch(writer->active, now - UNANSWERED_MAX);
 	expire_batch(writer->lane_active, now - UNANSWERED_MAX);
 	for (struct batch *batch = writer->lost; batch != NULL; batch = batch->next)

@@ -556,6 +556,102 @@ class Faults(unittest.TestCase):
         self.assertEqual(outcome, "OutcomeUnknown", "through a proxy nobody knows how far it came")
         self.assertEqual(self.postgres.value("SELECT consecutive_failures FROM cbshm.breaker WHERE name = 'cut'"), "0")
 
+    def test_order_behind_a_lost_transaction(self):
+        """What was aborted with its connection is done again, and before what the client has sent since."""
+        proxy = self.proxy()
+        agent = self.agent(conninfo=proxy.conninfo())
+        agent.call("Enable", name="order")
+        under_way = threading.Event()
+
+        def never_commit(data):
+            if under_way.is_set() or b"COMMIT\0" not in data:
+                return True
+            under_way.set()
+            time.sleep(0.2)  # the next calls reach the agent meanwhile
+            return data.replace(b"COMMIT\0", b"SELECT\0")
+        proxy.client_filter = never_commit
+        cut = self.cut_once(proxy, lambda kind, body: kind == b"T" and body == b"\0\0")  # the row of that SELECT
+        with agent.connect() as client:
+            client.send("Disable", {"name": "order", "reason": "first"})
+            self.assertTrue(under_way.wait(5))
+            client.send("Enable", {"name": "order"})
+            client.send("Disable", {"name": "order", "reason": "last"})
+            self.assertEqual([client.receive()["changed"] for _ in range(3)], [True] * 3)
+        self.assertTrue(cut)
+        self.assertRegex(agent.log(), "event=lost_commit .*requests=1 outcome=aborted")
+        self.assertEqual(agent.call("GetState", name="order")["state"]["reason"], "last")
+
+    def test_clashes(self):
+        """A serialization failure is tried again after a pause, within the deadline; others go on."""
+        agent = self.agent()
+        for name in ("clash", "other"):
+            agent.call("Enable", name=name)
+        self.postgres.psql("""
+            CREATE SEQUENCE public.tries;
+            GRANT USAGE ON SEQUENCE public.tries TO PUBLIC;
+            CREATE FUNCTION public.clash() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF nextval('public.tries') < 5 THEN
+                    RAISE EXCEPTION 'clash' USING ERRCODE = 'serialization_failure';
+                END IF;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER clash BEFORE UPDATE ON cbshm.breaker FOR EACH ROW WHEN (NEW.name = 'clash')
+                EXECUTE FUNCTION public.clash()""")
+        report = {"drift_score": 1.0, "sample_count": 1}
+        with agent.connect() as client, agent.connect() as others:
+            for _ in range(2):
+                for name in ("clash", "other"):
+                    client.send("ReportDrift", {"name": name, **report})
+            for _ in range(4):
+                self.assertIsNone(client.receive()["incident"])
+            self.postgres.psql("ALTER SEQUENCE public.tries INCREMENT -1 MINVALUE -1000000 RESTART 0")
+            client.send("ReportDrift", {"name": "clash", "timeout_ms": 1000, **report})
+            client.send("ReportDrift", {"name": "other", **report})
+            for _ in range(50):
+                others.call("ReportDrift", name="other", **report)
+            with self.assertRaises(VarlinkError) as caught:
+                client.receive()
+            self.assertEqual(caught.exception.name, "Busy")
+            self.assertIn("clashed with", caught.exception.parameters["message"])
+            self.assertIsNone(client.receive()["incident"])
+        self.assertGreater(int(self.postgres.value("SELECT last_value FROM public.tries")), -60)
+        self.assertEqual(dict(self.postgres.rows("SELECT name, consecutive_failures FROM cbshm.breaker")),
+                         {"clash": "2", "other": "53"})
+
+    def test_a_held_row_delays_only_its_breaker(self):
+        """What others wait for a report while a session holds a row, and before; told, not demanded."""
+        agent = self.agent()
+        for name in ("held", "free"):
+            agent.call("Enable", name=name)
+        report = {"drift_score": 1.0, "sample_count": 1}
+
+        def latencies(client):
+            times = []
+            for _ in range(100):
+                started = time.monotonic()
+                client.call("ReportDrift", name="free", **report)
+                times.append((time.monotonic() - started) * 1000)
+            times.sort()
+            return f"median {times[50]:.2f} ms, 90 % {times[90]:.2f} ms, longest {times[99]:.2f} ms"
+        session = self.postgres.session()
+        with agent.connect() as client, agent.connect() as waiting:
+            before = latencies(client)
+            session.execute("BEGIN")
+            session.execute("SELECT FROM cbshm.breaker WHERE name = 'held' FOR UPDATE")
+            for _ in range(3):
+                waiting.send("ReportDrift", {"name": "held", "timeout_ms": 60000, **report})
+            during = latencies(client)
+            waiting.socket.settimeout(0.05)
+            with self.assertRaises(TimeoutError):
+                waiting.socket.recv(1)
+            waiting.socket.settimeout(20)
+            session.execute("COMMIT")
+            for _ in range(3):
+                self.assertIsNone(waiting.receive()["incident"])
+        tap.note(f"a report on another breaker: {before}; while a row is held: {during}")
+        self.assertEqual(dict(self.postgres.rows("SELECT name, consecutive_failures FROM cbshm.breaker")),
+                         {"held": "3", "free": "200"})
+
     def test_frozen_server(self):
         agent = self.agent()
         agent.call("Disable", name="frozen", reason="x")
