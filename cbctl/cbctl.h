@@ -42,6 +42,6 @@ struct command {
 
 extern const struct command command_check, command_status, command_list, command_incidents,
 	command_disable, command_enable, command_reset, command_drift, command_schema_error,
-	command_policy, command_migrate, command_watch;
+	command_policy, command_migrate, command_watch, command_bench;
 
 #endif /* CBCTL_CBCTL_H */

@@ -25,7 +25,7 @@ static const struct {
 	 {&command_check, &command_status, &command_list, &command_watch, &command_incidents}},
 	{"Decide", {&command_disable, &command_enable, &command_reset, &command_policy}},
 	{"Report", {&command_drift, &command_schema_error}},
-	{"Set up", {&command_migrate}},
+	{"Set up", {&command_migrate, &command_bench}},
 };
 
 #define GROUPS (sizeof(groups) / sizeof(*groups))

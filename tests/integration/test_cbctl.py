@@ -209,6 +209,21 @@ class Loop(unittest.TestCase):
         self.assertIn("aa-early is enabled", one)
         self.assertIn("1 in a row", one)
 
+    def test_bench(self):
+        self.cbctl("enable", "0 closed", check=0)
+        self.cbctl("disable", "0 for good", "--reason", "r", "--until", "never", check=0)
+        self.cbctl("disable", "0 with a TTL", "--reason", "r", check=0)
+        results = {each["name"]: each for each in self.cbctl("bench", "--json", check=0).json()["results"]}
+        for name, breaker in (("check_closed", "0 closed"), ("check_open", "0 for good"), ("check_ttl", "0 with a TTL"),
+                              ("check_unknown", "no such breaker 0"), ("state_closed", "0 closed"),
+                              ("state_ttl", "0 with a TTL"), ("lookup", "0 closed")):
+            result = results.pop(name)
+            self.assertEqual(result["breaker"], breaker)
+            self.assertTrue(0 < result["p10_ns"] <= result["median_ns"] <= result["p90_ns"], result)
+        self.assertEqual(results, {})
+        self.assertRegex(self.cbctl("bench", check=0).out, r"check, closed +\d+\.\d\d +\d+\.\d\d - \d+\.\d\d\n")
+        self.assertEqual(self.cbctl("check", "no such breaker 0", "--json", check=0).json()["known"], False)
+
     def test_status_of_unknown(self):
         self.cbctl("disable", "costsim_v2", "--reason", "r", check=0)
         result = self.cbctl("status", "costsim_v2", "costsim_v3", check=7)
@@ -371,7 +386,7 @@ class Nothing(unittest.TestCase):
         return cbctl(*words, environment=self.environment, **options)
 
     def test_no_segment(self):
-        for words in (["check", "b"], ["status"], ["status", "b"], ["list"], ["policy", "b"]):
+        for words in (["check", "b"], ["status"], ["status", "b"], ["list"], ["policy", "b"], ["bench"]):
             with self.subTest(words=words):
                 self.assertIn("there is no segment", self.cbctl(*words, check=3).err)
                 self.assertEqual(self.cbctl(*words, "--json", check=3).json()["error"], "no_segment")
@@ -417,7 +432,7 @@ class Nothing(unittest.TestCase):
         self.assertLessEqual(len(general.splitlines()), 24)
         self.assertLessEqual(max(map(len, general.splitlines())), 80)
         for command in ("check", "status", "list", "disable", "enable", "reset", "drift", "schema-error", "incidents",
-                        "policy", "migrate", "watch"):
+                        "policy", "migrate", "watch", "bench"):
             with self.subTest(command=command):
                 self.assertIn(f"  {command} ", general)
                 text = self.cbctl(command, "--help", check=0).out
@@ -425,7 +440,7 @@ class Nothing(unittest.TestCase):
                 self.assertLessEqual(len(text.splitlines()), 24)
                 self.assertLessEqual(max(map(len, text.splitlines())), 80)
                 self.assertEqual(self.cbctl("help", command, check=0).out, text)
-        self.assertTrue(self.cbctl("list", "--help", check=0).out.startswith("usage: cbctl list\n"))
+        self.assertTrue(self.cbctl("bench", "--help", check=0).out.startswith("usage: cbctl bench\n"))
         self.assertRegex(self.cbctl("--version", check=0).out, r"^cbctl \d+\.\d+\.\d+\n$")
 
     def test_usage(self):
