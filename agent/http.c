@@ -280,7 +280,8 @@ static void send_next(struct reply *reply)
 		evbuffer_add(buffer, reply->text.data, reply->text.length);
 		evhttp_send_reply_chunk_with_cb(request, buffer, on_taken, reply);
 	} else if (more) {
-		event_active(reply->turn, EV_TIMEOUT, 0);
+		/* An event made active would run before the loop looks at anything else. */
+		event_add(reply->turn, &(struct timeval){0});
 	}
 	if (more)
 		return;

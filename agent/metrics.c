@@ -37,11 +37,12 @@
 #include "agent/writer.h"
 #include "cbshm/segment.h"
 
-#define FRESH_WITHIN   10000000 /* microseconds: five heartbeats */
-#define SAMPLE_EVERY   5        /* seconds, of the queue in the database */
-#define SAMPLE_GOOD    30000000 /* microseconds: no longer shown then */
-#define PART_SIZE      32768    /* bytes of a part, about */
-#define SLOTS_PER_PART 2048
+#define FRESH_WITHIN 10000000 /* microseconds: five heartbeats */
+#define SAMPLE_EVERY 5        /* seconds, of the queue in the database */
+#define SAMPLE_GOOD  30000000 /* microseconds: no longer shown then */
+#define PART_SIZE    32768    /* bytes of a part, about */
+#define PART_COST    65536    /* of the walk over the slots: 1 for each, and */
+#define READ_COST    32       /* for a record that has to be read */
 
 struct metrics {
 	struct agent *agent;
@@ -361,24 +362,33 @@ static void breaker(struct exposition *out, struct scrape *scrape, const char *n
 				  opening_severity(opening), NULL);
 }
 
+static bool closed_ones_do_not_count(const struct scrape *scrape)
+{
+	return scrape->open_only || scrape->pass == PASS_OPENED;
+}
+
 /* Goes on where the last part has ended. */
 static void breakers(struct scrape *scrape)
 {
 	struct exposition *out = &scrape->out;
 	const struct segment_writer *segment = scrape->metrics->agent->segment;
 	const uint32_t slots = segment_writer_slots(segment);
-	const uint32_t first = scrape->slot;
 	char name[CBSHM_NAME_ROOM];
 	struct cbshm_detail detail;
+	int cost = 0;
 	bool open;
 
-	if (first == 0) {
+	if (scrape->slot == 0) {
 		scrape->shown = 0;
 		begin_pass(out, scrape->pass);
 	}
-	for (; scrape->slot < slots && scrape->slot - first < SLOTS_PER_PART &&
-	       out->text->length < PART_SIZE;
+	for (; scrape->slot < slots && cost < PART_COST && out->text->length < PART_SIZE;
 	     scrape->slot++) {
+		cost++;
+		if (closed_ones_do_not_count(scrape) &&
+		    !segment_writer_disabled(segment, scrape->slot))
+			continue;
+		cost += READ_COST;
 		if (!segment_writer_read(segment, scrape->slot, name, &detail))
 			continue;
 		open = is_open(&detail);

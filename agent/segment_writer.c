@@ -1061,6 +1061,11 @@ uint32_t segment_writer_slots(const struct segment_writer *writer)
 	return writer->fresh;
 }
 
+bool segment_writer_disabled(const struct segment_writer *writer, uint32_t slot)
+{
+	return (word_load(word_of(writer, slot)) & CBSHM_WORD_DISABLED) != 0;
+}
+
 bool segment_writer_read(const struct segment_writer *writer, uint32_t slot,
 			 char name[CBSHM_NAME_ROOM], struct cbshm_detail *detail)
 {

@@ -91,10 +91,12 @@ bool segment_writer_has_room(const struct segment_writer *writer);
 bool segment_writer_reserve(struct segment_writer *writer, uint32_t more);
 
 /*
- * The slots, for listing: *detail and *name (NUL-terminated) of a live slot; false for a free one.
+ * The slots, for listing: *detail and *name (NUL-terminated) of a live slot; false for a free one. Does its row say
+ * disabled, at far less cost?
  * Slots are 0 to segment_writer_slots() - 1.
  */
 uint32_t segment_writer_slots(const struct segment_writer *writer);
+bool segment_writer_disabled(const struct segment_writer *writer, uint32_t slot);
 bool segment_writer_read(const struct segment_writer *writer, uint32_t slot,
 			 char name[CBSHM_NAME_ROOM], struct cbshm_detail *detail);
 

@@ -405,11 +405,14 @@ class Many(MetricsTest):
             self.assertEqual(get(self.port, "/healthz")[0], 200)
         self.agent.call("Disable", name="meanwhile", reason="r")
         self.agent.call("Enable", name="meanwhile")
-        self.assertLess(self.scrape().value("process_resident_memory_bytes") - memory, 4e6)
+        if "ASAN_OPTIONS" not in os.environ:  # under which nothing that was freed goes
+            self.assertLess(self.scrape().value("process_resident_memory_bytes") - memory, 4e6)
         with clients[0].makefile("rb") as file:
             body = file.read().split(b"\r\n\r\n", 1)[1].decode()
         self.assertTrue(body.endswith("# EOF\n"))
         self.assertGreaterEqual(self.shown(Samples(body)), 4000)
+        self.assertEqual(self.agent.stop(), 0)  # in the middle of the other answers
+        self.agent.start()
 
     def test_only_open_ones_beyond_the_limit(self):
         samples = self.scrape()
