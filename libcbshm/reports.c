@@ -37,6 +37,8 @@
 #define FLUSH_KNOCK_US   50000 /* a flush does not wait for a long backoff */
 #define FLUSH_SLICE_MS   5     /* another thread may be pumping */
 #define ROUNDS_MAX       4
+#define PASSING_MAX \
+	8 /* messages that somebody who passes by makes at a time: its own, and a few of those before */
 
 /* Who pumps. */
 enum pace {
@@ -235,13 +237,15 @@ static bool may_format(const struct reports *reports)
 	return under_way < most;
 }
 
-static void format_some(struct reports *reports)
+static void format_some(struct reports *reports, enum pace pace)
 {
+	const unsigned most = pace == PACE_PASSING ? PASSING_MAX : PIPELINE_CALLS_MAX;
 	struct report report;
 	uint64_t next;
 
-	while (may_format(reports) &&
-	       report_ring_look(reports->ring, &reports->formatted, &report, &next)) {
+	for (unsigned i = 0; i < most && may_format(reports) &&
+			     report_ring_look(reports->ring, &reports->formatted, &report, &next);
+	     i++) {
 		reports->out_used += format_report(reports->out + reports->out_used, &report);
 		reports->formatted = next;
 		reports->formatted_count++;
@@ -269,12 +273,12 @@ static void count_sent(struct reports *reports)
 }
 
 /* false: nothing went, or the connection is lost. */
-static bool send_some(struct reports *reports)
+static bool send_some(struct reports *reports, enum pace pace)
 {
 	struct cbshm_call call;
 	size_t taken;
 
-	format_some(reports);
+	format_some(reports, pace);
 	if (reports->out_sent == reports->out_used)
 		return false;
 	/* What a lost connection still has to say is received next. */
@@ -332,7 +336,7 @@ static void pump_once(struct reports *reports, enum pace pace)
 	for (int turns = 0; progress && turns < turns_max[pace]; turns++) {
 		if (reports->stream.fd < 0 && !connect_now(reports, pace))
 			break;
-		progress = send_some(reports);
+		progress = send_some(reports, pace);
 		if (worth_receiving(reports, pace))
 			progress |= receive(reports);
 	}

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: ISC
-"""Measures what reads cost, beside what else could be done, with real servers; prints one table.
+"""Measures what reads, and reports that nobody waits for, cost, beside what else could be done, with real servers; prints one table.
 
     run.py [--runs N] [--quick] [--reads N] [--json FILE] [--svg FILE]
 
@@ -31,11 +31,13 @@ PROGRAMS = [
     ("peers", {"rwlock": ">= 5", "lmdb": ">= 5", "redis": ">= 5", "postgres": ">= 5"}),
     ("state", {"state_closed": "<= 1.5", "state_open": "<= 1.5", "state_long": "<= 1.5", "state_ttl": "<= 1.5",
                "state_open_memcpy": None}),
+    ("report", {"report_loop": None, "report_loop_ring": None, "report_loop_p999": None, "report_details": None,
+                "report_passing": None, "report_passing_p999": None, "report_timing": None}),
     ("flips", {"flips_check": "<= 3", "flips_state": "<= 3", "flips_bare": None, "flips_nothing": None}),
     ("many", {"hot_1e3": "<= 1.05", "hot_1e6": "<= 1.05", "resolve_1e3": None, "resolve_1e6": None,
               "resolve_drawn_1e3": None, "resolve_drawn_1e6": None}),
 ]
-QUICK = {"check": 101, "peers": 21, "state": 101, "flips": 5, "many": 51}
+QUICK = {"check": 101, "peers": 21, "state": 101, "flips": 5, "many": 51, "report": 21}
 
 
 def machine():
