@@ -210,13 +210,13 @@ class Loop(unittest.TestCase):
         self.assertIn("1 in a row", one)
 
     def test_bench(self):
-        self.cbctl("enable", "0 closed", check=0)
-        self.cbctl("disable", "0 for good", "--reason", "r", "--until", "never", check=0)
-        self.cbctl("disable", "0 with a TTL", "--reason", "r", check=0)
+        self.cbctl("enable", "0-closed", check=0)
+        self.cbctl("disable", "0-for-good", "--reason", "r", "--until", "never", check=0)
+        self.cbctl("disable", "0-with-a-TTL", "--reason", "r", check=0)
         results = {each["name"]: each for each in self.cbctl("bench", "--json", check=0).json()["results"]}
-        for name, breaker in (("check_closed", "0 closed"), ("check_open", "0 for good"), ("check_ttl", "0 with a TTL"),
-                              ("check_unknown", "no such breaker 0"), ("state_closed", "0 closed"),
-                              ("state_ttl", "0 with a TTL"), ("lookup", "0 closed")):
+        for name, breaker in (("check_closed", "0-closed"), ("check_open", "0-for-good"), ("check_ttl", "0-with-a-TTL"),
+                              ("check_unknown", "no such breaker 0"), ("state_closed", "0-closed"),
+                              ("state_ttl", "0-with-a-TTL"), ("lookup", "0-closed")):
             result = results.pop(name)
             self.assertEqual(result["breaker"], breaker)
             self.assertTrue(0 < result["p10_ns"] <= result["median_ns"] <= result["p90_ns"], result)
