@@ -139,6 +139,9 @@ static size_t clamp(int formatted, size_t room)
 }
 
 static void write_event(enum log_level level, const char *event, const char *hint,
+			const char *format, va_list args) __attribute__((format(printf, 4, 0)));
+
+static void write_event(enum log_level level, const char *event, const char *hint,
 			const char *format, va_list args)
 {
 	const int saved_errno = errno;

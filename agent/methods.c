@@ -181,9 +181,8 @@ static void handle(const struct message *message, const struct caller *caller,
 		*reply = list(message, caller, fault);
 		break;
 	case HANDLER_STREAM:
-		dispatch->stream = true;
-		/* fall through */
 	case HANDLER_WRITER:
+		dispatch->stream = methods[dispatch->method].handler == HANDLER_STREAM;
 		dispatch->request = make_request(dispatch->method, message, caller->peer, fault);
 		break;
 	}
