@@ -226,6 +226,19 @@ static bool take_until(const char *field, const cJSON *value, struct request *re
 	return keep(&request->until, text, fault);
 }
 
+static bool take_since(const char *field, const cJSON *value, struct request *request,
+		       struct fault *fault)
+{
+	char text[TIMESTAMP_SIZE];
+	int64_t time;
+
+	if (!cJSON_IsString(value) || !timestamp_parse(value->valuestring, &time) ||
+	    !timestamp_format(time, text))
+		return invalid(fault, field,
+			       "must be a time with its zone, such as 2030-01-31T18:00:00Z");
+	return keep(&request->since, text, fault);
+}
+
 static bool take_ttl(const char *field, const cJSON *value, struct request *request,
 		     struct fault *fault)
 {
@@ -249,6 +262,12 @@ static bool take_include_resolved(const char *field, const cJSON *value, struct 
 				  struct fault *fault)
 {
 	return take_bool(field, value, &request->include_resolved, fault);
+}
+
+static bool take_include_sent(const char *field, const cJSON *value, struct request *request,
+			      struct fault *fault)
+{
+	return take_bool(field, value, &request->include_sent, fault);
 }
 
 static bool take_limit(const char *field, const cJSON *value, int64_t max, struct request *request,
@@ -459,6 +478,15 @@ static const struct argument method_arguments[METHODS][ARGUMENTS_MAX] = {
 	[METHOD_SUBSCRIBE] = {{"names", take_names, false}},
 	[METHOD_GET_AGENTS] = {{"limit", take_lines_limit, false}, TIMEOUT},
 	[METHOD_WAIT_FLEET] = {TIMEOUT},
+	[METHOD_GET_LOG] = {{"name", take_name, false},
+			    {"since", take_since, false},
+			    {"limit", take_lines_limit, false},
+			    TIMEOUT},
+	[METHOD_GET_ALERTS] = {{"include_sent", take_include_sent, false},
+			       {"limit", take_lines_limit, false},
+			       TIMEOUT},
+	[METHOD_RETRY_ALERTS] = {TIMEOUT},
+	[METHOD_PURGE_ALERTS] = {TIMEOUT},
 	[METHOD_LIST] = {{"after", take_name, false}, {"limit", take_list_limit, false}},
 };
 

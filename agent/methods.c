@@ -59,6 +59,14 @@ static const struct method {
 			       REQUEST_GET_AGENTS},
 	[METHOD_WAIT_FLEET] = {INTERFACE "WaitFleet", ACCESS_REPORT, EFFECT_READ, HANDLER_WRITER,
 			       REQUEST_WAIT_FLEET},
+	[METHOD_GET_LOG] = {INTERFACE "GetLog", ACCESS_REPORT, EFFECT_READ, HANDLER_WRITER,
+			    REQUEST_GET_LOG},
+	[METHOD_GET_ALERTS] = {INTERFACE "GetAlerts", ACCESS_REPORT, EFFECT_READ, HANDLER_WRITER,
+			       REQUEST_GET_ALERTS},
+	[METHOD_RETRY_ALERTS] = {INTERFACE "RetryAlerts", ACCESS_ADMIN, EFFECT_ALERTS,
+				 HANDLER_WRITER, REQUEST_RETRY_ALERTS},
+	[METHOD_PURGE_ALERTS] = {INTERFACE "PurgeAlerts", ACCESS_ADMIN, EFFECT_ALERTS,
+				 HANDLER_WRITER, REQUEST_PURGE_ALERTS},
 	[METHOD_LIST] = {INTERFACE "List", ACCESS_REPORT, EFFECT_READ, HANDLER_LIST, 0},
 	[METHOD_SUBSCRIBE] = {INTERFACE "Subscribe", ACCESS_REPORT, EFFECT_STREAM, HANDLER_STREAM,
 			      0},
@@ -227,6 +235,10 @@ static const struct {
 	[REQUEST_GET_INCIDENTS] = {"incidents", "[]", false, true},
 	[REQUEST_GET_AGENTS] = {"agents", "[]", false, true},
 	[REQUEST_WAIT_FLEET] = {"fleet", NULL, false, false},
+	[REQUEST_GET_LOG] = {"entries", "[]", false, true},
+	[REQUEST_GET_ALERTS] = {"alerts", "[]", false, true},
+	[REQUEST_RETRY_ALERTS] = {"count", NULL, false, false},
+	[REQUEST_PURGE_ALERTS] = {"count", NULL, false, false},
 };
 
 static char *success(const struct request *request, const struct answer *answer)

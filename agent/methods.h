@@ -30,6 +30,10 @@ enum method_id {
 	METHOD_SUBSCRIBE,
 	METHOD_GET_AGENTS,
 	METHOD_WAIT_FLEET,
+	METHOD_GET_LOG,
+	METHOD_GET_ALERTS,
+	METHOD_RETRY_ALERTS,
+	METHOD_PURGE_ALERTS,
 	METHOD_UNKNOWN, /* for counting what was called by no known name */
 	METHODS
 };
@@ -46,6 +50,7 @@ enum method_effect {
 	EFFECT_READ,
 	EFFECT_WRITE,
 	EFFECT_POLICY,
+	EFFECT_ALERTS, /* the queue of alerts */
 	EFFECT_STREAM, /* takes the connection for itself */
 };
 

@@ -18,6 +18,7 @@
 #include "agent/connection.h"
 #include "agent/database.h"
 #include "agent/failure.h"
+#include "agent/log.h"
 #include "agent/query.h"
 #include "agent/text.h"
 
@@ -67,11 +68,38 @@ static void add_agents(struct unit *unit, const struct request *request)
 		 number_text(request->limit));
 }
 
+static void add_log(struct unit *unit, const struct request *request)
+{
+	unit_add(unit, "SELECT cbshm.log_json($1, $2::pg_catalog.timestamptz, $3::pg_catalog.int4)",
+		 3, memory_copy(request->name), memory_copy(request->since),
+		 number_text(request->limit));
+}
+
+static void add_alerts(struct unit *unit, const struct request *request)
+{
+	unit_add(unit, "SELECT cbshm.alerts_json($1::pg_catalog.bool, $2::pg_catalog.int4)", 2,
+		 memory_copy(request->include_sent ? "true" : "false"),
+		 number_text(request->limit));
+}
+
+static void add_retry(struct unit *unit, const struct request *request)
+{
+	(void)request;
+	unit_add(unit, "SELECT cbshm.alerts_retry()", 0);
+}
+
+static void add_purge(struct unit *unit, const struct request *request)
+{
+	(void)request;
+	unit_add(unit, "SELECT cbshm.alerts_purge()", 0);
+}
+
 /* By kind of request; NULL: none of ours. */
 static void (*const statements[REQUEST_KINDS])(struct unit *unit, const struct request *request) = {
-	[REQUEST_GET_STATE] = add_state,
-	[REQUEST_GET_INCIDENTS] = add_incidents,
-	[REQUEST_GET_AGENTS] = add_agents,
+	[REQUEST_GET_STATE] = add_state,    [REQUEST_GET_INCIDENTS] = add_incidents,
+	[REQUEST_GET_AGENTS] = add_agents,  [REQUEST_GET_LOG] = add_log,
+	[REQUEST_GET_ALERTS] = add_alerts,  [REQUEST_RETRY_ALERTS] = add_retry,
+	[REQUEST_PURGE_ALERTS] = add_purge,
 };
 
 bool query_answers(enum request_kind kind)
@@ -96,12 +124,18 @@ static void answer(struct query *query, const struct answer *answer)
 		request->done(request, answer);
 }
 
-/* Asked again within its deadline: a question does no harm. */
+static bool changes_alerts(const struct request *request)
+{
+	return request->kind == REQUEST_RETRY_ALERTS || request->kind == REQUEST_PURGE_ALERTS;
+}
+
+/* Asked again within its deadline: a question does no harm. What has failed has changed nothing either. */
 static bool may_repeat(const struct query *query, enum unit_end end, const PGresult *error)
 {
 	if (query->request == NULL)
 		return false;
-	return end == UNIT_LOST || (error != NULL && failure_classify(error) == FAILURE_TRANSIENT);
+	return (end == UNIT_LOST && !changes_alerts(query->request)) ||
+	       (error != NULL && failure_classify(error) == FAILURE_TRANSIENT);
 }
 
 static void on_answer(struct unit *unit, enum unit_end end, void *arg)
@@ -116,7 +150,9 @@ static void on_answer(struct unit *unit, enum unit_end end, void *arg)
 		event_active(query->queries->kick, EV_TIMEOUT, 0);
 		return;
 	}
-	if (error != NULL) {
+	if (end == UNIT_LOST) {
+		found.status = ANSWER_OUTCOME_UNKNOWN;
+	} else if (error != NULL) {
 		found.status = ANSWER_DATABASE_ERROR;
 		found.sqlstate = PQresultErrorField(error, PG_DIAG_SQLSTATE);
 		found.message = PQresultErrorField(error, PG_DIAG_MESSAGE_PRIMARY);
@@ -125,6 +161,13 @@ static void on_answer(struct unit *unit, enum unit_end end, void *arg)
 	} else if (end == UNIT_DONE) {
 		found.json = PQgetvalue(result, 0, 0);
 	}
+	if (end == UNIT_DONE && query->request != NULL && changes_alerts(query->request))
+		log_event(LOG_LEVEL_INFO,
+			  query->request->kind == REQUEST_RETRY_ALERTS ? "alerts_retried"
+								       : "alerts_purged",
+			  "count=%s user=%s uid=%ju", found.json,
+			  LOG_VALUE(query->request->peer.user),
+			  (uintmax_t)query->request->peer.uid);
 	answer(query, &found);
 	query_free(query);
 }

@@ -30,6 +30,7 @@ void request_free(struct request *request)
 	free(request->reason);
 	free(request->by);
 	free(request->until);
+	free(request->since);
 	free(request->request_id);
 	for (size_t i = 0; i < request->name_count; i++)
 		free(request->names[i]);

@@ -27,6 +27,10 @@ enum request_kind {
 	REQUEST_GET_INCIDENTS,
 	REQUEST_GET_AGENTS,
 	REQUEST_WAIT_FLEET,
+	REQUEST_GET_LOG,
+	REQUEST_GET_ALERTS,
+	REQUEST_RETRY_ALERTS,
+	REQUEST_PURGE_ALERTS,
 	REQUEST_KINDS
 };
 
@@ -83,7 +87,9 @@ struct request {
 	char *until;      /* RFC 3339 in UTC, or "infinity" */
 	int64_t ttl_us;   /* 0 = not given */
 	char *request_id; /* UUID in text */
+	char *since;      /* likewise, in UTC */
 	bool include_resolved;
+	bool include_sent;
 	uint32_t limit;
 	char **names; /* Subscribe's; NULL: all */
 	size_t name_count;

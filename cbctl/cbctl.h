@@ -42,6 +42,7 @@ struct command {
 
 extern const struct command command_check, command_status, command_list, command_incidents,
 	command_disable, command_enable, command_reset, command_drift, command_schema_error,
-	command_policy, command_migrate, command_watch, command_bench;
+	command_policy, command_migrate, command_watch, command_bench, command_agents, command_log,
+	command_alerts;
 
 #endif /* CBCTL_CBCTL_H */

@@ -62,17 +62,20 @@ static const char *milliseconds(double ms)
 	return formatted(ms < 10 ? "%.1f ms" : "%.0f ms", ms);
 }
 
+const char *fleet_words(const struct cbshm_fleet *fleet)
+{
+	const bool timed = !isnan(fleet->slowest_ms);
+
+	return formatted("on %u of %u host%s%s%s", fleet->in_force, fleet->hosts,
+			 fleet->hosts == 1 ? "" : "s", timed ? ", slowest " : "",
+			 timed ? milliseconds(fleet->slowest_ms) : "");
+}
+
 static void print_fleet(const struct cbshm_fleet *fleet)
 {
 	const bool all = fleet->in_force == fleet->hosts;
 
-	printf("  in force  %s\n",
-	       coloured(
-		       all ? COLOUR_GOOD : COLOUR_BAD,
-		       formatted("on %u of %u host%s%s%s", fleet->in_force, fleet->hosts,
-				 fleet->hosts == 1 ? "" : "s",
-				 isnan(fleet->slowest_ms) ? "" : ", slowest ",
-				 isnan(fleet->slowest_ms) ? "" : milliseconds(fleet->slowest_ms))));
+	printf("  in force  %s\n", coloured(all ? COLOUR_GOOD : COLOUR_BAD, fleet_words(fleet)));
 	if (fleet->silent_count > 0)
 		warn("not counted, as their agents are silent: %s; engines there, if they run, may "
 		     "still go by an earlier state",
@@ -95,8 +98,8 @@ static void json_agents(cJSON *object, const char *name, const struct cbshm_agen
 }
 
 /* With an error other than BEHIND nothing is known but that. */
-static void json_fleet(cJSON *document, int error, const struct cbshm_call *call,
-		       const struct cbshm_fleet *fleet)
+void fleet_json(cJSON *document, int error, const struct cbshm_call *call,
+		const struct cbshm_fleet *fleet)
 {
 	cJSON *object = json_object(document, "fleet");
 
@@ -136,7 +139,7 @@ int fleet_wait(struct cbctl *cbctl, int timeout_ms, cJSON *document)
 	fflush(stdout);
 	error = cbshm_wait_fleet(cbctl->client, &call, &fleet);
 	if (document != NULL) {
-		json_fleet(document, error, &call, &fleet);
+		fleet_json(document, error, &call, &fleet);
 		status = error == 0 ? STATUS_DONE : STATUS_BEHIND;
 	} else {
 		status = say(error, &call, &fleet);

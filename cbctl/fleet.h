@@ -26,6 +26,13 @@ int fleet_parse(const struct command *command, const char *value, int *timeout_m
  */
 int fleet_wait(struct cbctl *cbctl, int timeout_ms, cJSON *document);
 
+/* "on 43 of 43 hosts, slowest 3.1 ms". Lives until output_end(). */
+const char *fleet_words(const struct cbshm_fleet *fleet);
+
+/* "fleet" in the document: what cbshm_wait_fleet() said. */
+void fleet_json(cJSON *document, int error, const struct cbshm_call *call,
+		const struct cbshm_fleet *fleet);
+
 /* "web7", "web7/second (cbagent 0.0.9)". Lives until output_end(). */
 const char *fleet_name(const char *host, const char *instance, const char *version);
 

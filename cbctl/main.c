@@ -22,7 +22,8 @@ static const struct {
 	const struct command *commands[COMMANDS_MAX];
 } groups[] = {
 	{"Look",
-	 {&command_check, &command_status, &command_list, &command_watch, &command_incidents}},
+	 {&command_check, &command_status, &command_list, &command_watch, &command_incidents,
+	  &command_log, &command_alerts, &command_agents}},
 	{"Decide", {&command_disable, &command_enable, &command_reset, &command_policy}},
 	{"Report", {&command_drift, &command_schema_error}},
 	{"Set up", {&command_migrate, &command_bench}},

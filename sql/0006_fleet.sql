@@ -107,8 +107,8 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 	SELECT jsonb_build_object(
 		'hosts', count(*) FILTER (WHERE live),
 		'in_force', count(*) FILTER (WHERE live AND in_force),
-		'slowest_ms', greatest(0, max(extract(epoch FROM acknowledged_at - moment) * 1000)
-				       FILTER (WHERE live AND in_force))::float8,
+		'slowest_ms', max(greatest(0, extract(epoch FROM acknowledged_at - moment) * 1000))
+			      FILTER (WHERE live AND in_force)::float8,
 		'behind', (SELECT coalesce(jsonb_agg(agent), '[]') FROM named WHERE live),
 		'silent', (SELECT coalesce(jsonb_agg(agent), '[]') FROM named WHERE NOT live))
 	FROM agents

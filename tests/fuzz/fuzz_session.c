@@ -129,7 +129,7 @@ static void check_request(const struct request *request)
 	REQUIRE(request->name == NULL || name_length(request->name) > 0);
 	REQUIRE(request->name != NULL || request->kind == REQUEST_SET_POLICY ||
 		request->kind == REQUEST_GET_INCIDENTS || request->kind == REQUEST_GET_AGENTS ||
-		request->kind == REQUEST_WAIT_FLEET);
+		request->kind >= REQUEST_WAIT_FLEET);
 	REQUIRE(request->score >= 0 && request->score <= 1);
 	REQUIRE(request->count >= 0 && request->count <= ARGUMENT_COUNT_MAX);
 	REQUIRE(request->details == NULL ||

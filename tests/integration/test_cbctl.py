@@ -432,7 +432,7 @@ class Nothing(unittest.TestCase):
         self.assertLessEqual(len(general.splitlines()), 24)
         self.assertLessEqual(max(map(len, general.splitlines())), 80)
         for command in ("check", "status", "list", "disable", "enable", "reset", "drift", "schema-error", "incidents",
-                        "policy", "migrate", "watch", "bench"):
+                        "policy", "migrate", "log", "alerts", "agents", "watch", "bench"):
             with self.subTest(command=command):
                 self.assertIn(f"  {command} ", general)
                 text = self.cbctl(command, "--help", check=0).out

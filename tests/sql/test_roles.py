@@ -14,9 +14,9 @@ AGENT_FUNCTIONS = {"apply", "report", "recover", "state_json", "incidents_json",
                    "claim_alerts", "alerts_sent", "alerts_put_off", "alerts_release", "alerts_wake",
                    "alerts_skipped", "alerts_due", "alerts_depth", "alerts_retry", "alerts_purge",
                    "announce_barrier", "last_barrier", "acknowledge_barrier", "remove_agent", "fleet_json",
-                   "agents_json"}
+                   "agents_json", "log_json", "alerts_json"}
 READER_FUNCTIONS = {"get_state", "get_incidents", "state_json", "incidents_json", "policy_json", "fleet_json",
-                    "agents_json"}
+                    "agents_json", "log_json", "alerts_json"}
 
 
 class Roles(fixture.SqlTest):

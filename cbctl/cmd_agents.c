@@ -1,0 +1,110 @@
+/*
+ * cmd_agents.c - cbctl agents: which agents there are, and whether they have everything
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * The roll is called first: every agent is to say that it has what is committed now.
+ */
+#include "config.h"
+
+#include <stdio.h>
+
+#include "cbctl/query.h"
+#include "cbctl/fleet.h"
+#include "cbctl/output.h"
+#include "cbctl/segment.h"
+
+#define ROLL_CALL_MS 1000
+
+static const char *name_of(const cJSON *agent)
+{
+	return fleet_name(query_text(agent, "host"), query_text(agent, "instance"),
+			  query_text(agent, "version"));
+}
+
+static const char *state_of(const cJSON *agent)
+{
+	if (!query_bool(agent, "live"))
+		return coloured(COLOUR_BAD, "silent");
+	return query_bool(agent, "behind") ? coloured(COLOUR_BAD, "behind")
+					   : coloured(COLOUR_GOOD, "ok    ");
+}
+
+static void print_agents(const cJSON *agents)
+{
+	const cJSON *agent;
+	int column = 0;
+
+	cJSON_ArrayForEach(agent, agents)
+	{
+		const int columns = width(name_of(agent));
+
+		column = columns > column ? columns : column;
+	}
+	cJSON_ArrayForEach(agent, agents)
+	{
+		const char *name = name_of(agent);
+
+		printf("%s  %s%*s  seen %s\n", state_of(agent), name, column - width(name), "",
+		       time_and_distance(query_time(agent, "last_seen_at")));
+	}
+}
+
+static void print_all(const cJSON *answer, int error, const struct cbshm_call *call,
+		      const struct cbshm_fleet *fleet)
+{
+	print_agents(cJSON_GetObjectItemCaseSensitive(answer, "agents"));
+	if (error == 0 || error == CBSHM_ERR_BEHIND)
+		printf("Everything is in force %s.\n", fleet_words(fleet));
+	else
+		warn("the agents could not be asked: %s", call->message);
+}
+
+static int run(struct cbctl *cbctl, const struct parsed *parsed)
+{
+	struct cbshm_call call = {.timeout_ms = ROLL_CALL_MS};
+	struct cbshm_fleet fleet;
+	cJSON *answer, *parameters = json_object(NULL, NULL);
+	int error, status = query_limit(&command_agents, parsed->values[0], parameters);
+
+	if (status == 0)
+		status = client_open(cbctl);
+	if (status != 0) {
+		cJSON_Delete(parameters);
+		return status;
+	}
+	error = cbshm_wait_fleet(cbctl->client, &call, &fleet);
+	status = query_agent(cbctl, "GetAgents", parameters, &answer);
+	if (status == 0 && output_is_json()) {
+		fleet_json(answer, error, &call, &fleet);
+		json_print(answer);
+	} else if (status == 0) {
+		print_all(answer, error, &call, &fleet);
+		cJSON_Delete(answer);
+	}
+	cbshm_fleet_free(&fleet);
+	return status;
+}
+
+static const struct option options[] = {
+	{"limit", "N"},
+	{NULL, NULL},
+};
+
+const struct command command_agents = {
+	.name = "agents",
+	.arguments = "[--limit N]",
+	.summary = "which hosts there are, and whether they have everything",
+	.help = "The agents of all hosts, those first that are in trouble. Each is asked whether\n"
+		"it has what is committed, and has a second to answer.\n"
+		"\n"
+		"  ok      it has\n"
+		"  behind  it lives, but has not said so\n"
+		"  silent  not seen for 10 s, and it did not stop in order; forgotten after a day\n"
+		"\n"
+		"  --limit N  at most so many, 1 to 1000; 1000 if left out\n",
+	.options = options,
+	.least = 0,
+	.most = 0,
+	.run = run,
+};
