@@ -37,13 +37,13 @@ def literal(text):
 
 
 def commands(text):
-    """The commands for a shell: `.Dl $ ...`, and literal text, with or without "$ "."""
+    """The commands for a shell: `.Dl $ ...`, and literal text, that which stands behind "$ " or all."""
     found = []
     for line, block in re.findall(r"^\.Dl \$ ([^\n]*)|^\.Bd -literal.*?\n(.*?)^\.Ed", text, re.M | re.S):
         if line.strip():
             found.append(plain(line))
         elif block.startswith("$ "):
-            found += [each.removeprefix("$ ") for each in plain(block).splitlines()]
+            found += [each[2:] for each in plain(block).splitlines() if each.startswith("$ ")]
         elif block:
             found.append(plain(block))
     return found
@@ -98,6 +98,13 @@ class Examples(Case):
 
     def test_cbshm(self):
         self.run_all("cbshm.7", "EXAMPLES", 3)
+
+    def test_psql_instead_of_migrate(self):
+        self.postgres.psql("CREATE DATABASE by_hand ENCODING 'UTF8' TEMPLATE template0", db="postgres")
+        script, = [each for each in literal(section("cbshm-sql.7", "DESCRIPTION")) if each.startswith("for file")]
+        self.shell("exec 2>/dev/null; export PGDATABASE=by_hand; " + script.replace(
+            "/usr/local/share/cbshm/sql", os.path.join(tap.source_dir(), "sql")))
+        self.assertIn("schema is up to date", self.shell("PGDATABASE=by_hand cbctl migrate"))
 
     def test_what_the_helps_show(self):
         self.need("jq")

@@ -10,6 +10,7 @@ import glob
 import os
 import re
 import subprocess
+import tempfile
 import unittest
 
 from support import tap
@@ -277,6 +278,25 @@ class Pages(Compare):
     def test_all_are_installed(self):
         self.same("pages", [f"man/{os.path.basename(path)}" for path in glob.glob(os.path.join(TOP, "man", "*.[1-8]"))],
                   re.findall(r"\bman/[\w.-]+\.[1-8]\b", source("Makefile.am")))
+
+    def test_each_function_has_a_page_of_its_name(self):
+        with tempfile.TemporaryDirectory() as root:
+            make = ["make", "-s", "-C", tap.build_dir(), "DESTDIR=" + root]
+            environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"}
+            run = lambda *targets: subprocess.run([*make, *targets], env=environment, stdout=subprocess.DEVNULL, check=True)
+            run("install-man")
+            run("install-data-hook")
+            installed = {os.path.basename(path): path for path in glob.glob(root + "/**/man3/*.3", recursive=True)}
+            for name in re.findall(r"\b(cbshm_[a-z_]+);", source("libcbshm", "cbshm.sym")):
+                with open(installed[name + ".3"], encoding="utf-8") as file:
+                    text = file.read()
+                if text.startswith(".so man3/"):
+                    self.assertIn(f"\n.Nm {name}", source("man", text.split("/")[1].strip()))
+                else:
+                    self.assertIn(f"\n.Nm {name}", text)
+            run("uninstall-hook")
+            run("uninstall-man")
+            self.assertEqual(glob.glob(root + "/**/man3/*.3", recursive=True), [])
 
     def test_all_can_be_found(self):
         """From cbshm(7), in as many steps as it takes."""
