@@ -22,7 +22,7 @@ files_exist() {
 	local path missing=0
 	for path in $(grep -o '`[a-z]*/[a-z_/.]*`\|](\([^)#:]*\))' "$readme" | tr -d '`]()' | sort -u); do
 		case $path in
-		build/ | unit/ | integration/ | lint/ | support/ | torture/ | fault/ | fuzz/ | bench/ | model/ | sql/) continue ;;
+		build/ | unit/ | integration/ | lint/ | support/ | torture/ | compat/ | fault/ | fuzz/ | bench/ | model/ | sql/) continue ;;
 		esac
 		if [ ! -e "$source_dir/$path" ]; then
 			echo "README names $path, which does not exist"

@@ -82,10 +82,13 @@ class Postgres:
     end; the scratch directory may be shared with other fixtures (scratch=).
 
     fsync: off for speed, unless a test is about durability. options: more server settings, {"name": "value"}.
+    extra_environment: of the server.
     standby_of: instead of an empty one, a standby that streams from that server.
     """
 
-    def __init__(self, scratch=None, fsync=False, options=None, name="pg", standby_of=None):
+    def __init__(self, scratch=None, fsync=False, options=None, name="pg", standby_of=None,
+                 extra_environment=None):
+        self._extra_environment = extra_environment or {}
         self.bin = bindir()
         self.user = _server_user()
         self._own_scratch = scratch is None
@@ -131,7 +134,8 @@ class Postgres:
         settings = [word for key, value in self.options.items() for word in ("-c", f"{key}={value}")]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                [os.path.join(self.bin, "postgres"), "-D", self.data, *settings], cwd=self.data, env=_environment(),
+                [os.path.join(self.bin, "postgres"), "-D", self.data, *settings], cwd=self.data,
+                env={**_environment(), **self._extra_environment},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **identity(self.user))
         end = time.monotonic() + timeout
         while subprocess.run([os.path.join(self.bin, "pg_isready"), "-q", "-h", self.host], env=_environment(),
