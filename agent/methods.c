@@ -17,6 +17,7 @@
 #include "agent/introspection.h"
 #include "agent/listing.h"
 #include "agent/methods.h"
+#include "agent/text.h"
 
 #define INTERFACE "io.cbshm."
 #define SERVICE   "org.varlink.service."
@@ -241,21 +242,26 @@ static const struct {
 	[REQUEST_PURGE_ALERTS] = {"count", NULL, false, false},
 };
 
+/* Put together by hand: most replies are these, and all they hold is JSON already. */
 static char *success(const struct request *request, const struct answer *answer)
 {
 	const char *json = answer->json != NULL ? answer->json : shapes[request->kind].absent;
-	cJSON *parameters = cJSON_CreateObject();
-	bool complete = parameters != NULL;
+	const char *key = shapes[request->kind].key;
+	struct text reply = {0};
 
+	text_add(&reply, "{\"parameters\":{");
 	if (shapes[request->kind].changed)
-		complete = cJSON_AddBoolToObject(parameters, "changed", answer->changed) != NULL;
-	if (shapes[request->kind].key != NULL)
-		complete = complete &&
-			   cJSON_AddRawToObject(parameters, shapes[request->kind].key, json);
-	if (complete)
-		return message_reply(parameters);
-	cJSON_Delete(parameters);
-	return NULL;
+		text_add(&reply, answer->changed ? "\"changed\":true" : "\"changed\":false");
+	if (shapes[request->kind].changed && key != NULL)
+		text_add(&reply, ",");
+	if (key != NULL) {
+		text_add(&reply, "\"");
+		text_add(&reply, key);
+		text_add(&reply, "\":");
+		text_add(&reply, json);
+	}
+	text_add(&reply, "}}");
+	return text_take(&reply);
 }
 
 static void not_found(const struct request *request, struct fault *fault)

@@ -69,6 +69,8 @@ struct session {
 	const struct session_host *host;
 	struct bufferevent *stream;
 	struct event *turn; /* fires when there is more to do than this turn of the loop allowed */
+	struct evbuffer *ready; /* replies that go out together, by `flush` */
+	struct event *flush;
 	enum session_state state;
 	bool end_of_input;
 	uint64_t id;
@@ -141,7 +143,8 @@ static void drain(struct session *session)
 
 static size_t unsent(const struct session *session)
 {
-	return evbuffer_get_length(bufferevent_get_output(session->stream)) + session->held;
+	return evbuffer_get_length(bufferevent_get_output(session->stream)) +
+	       evbuffer_get_length(session->ready) + session->held;
 }
 
 static bool has_room(const struct session *session)
@@ -158,6 +161,15 @@ static void call_free(struct call *call)
 	free(call);
 }
 
+/* With all others that this turn of the loop brings. */
+static void send_out(struct session *session, const char *reply, size_t size)
+{
+	if (evbuffer_add(session->ready, reply, size) < 0)
+		drop(session, "memory");
+	else
+		event_active(session->flush, EV_TIMEOUT, 0);
+}
+
 /* Sends the replies whose turn it is. */
 static void send_replies(struct session *session)
 {
@@ -172,8 +184,7 @@ static void send_replies(struct session *session)
 			const size_t size = strlen(call->reply) + 1;
 
 			session->held -= size;
-			if (bufferevent_write(session->stream, call->reply, size) < 0)
-				drop(session, "memory");
+			send_out(session, call->reply, size);
 		}
 		call_free(call);
 	}
@@ -240,8 +251,7 @@ static void stream(struct session *session)
 				"anew");
 			break;
 		}
-		if (bufferevent_write(session->stream, reply, strlen(reply) + 1) < 0)
-			drop(session, "memory");
+		send_out(session, reply, strlen(reply) + 1);
 		free(reply);
 	}
 }
@@ -509,6 +519,26 @@ static void on_event(struct bufferevent *stream, short what, void *arg)
 	}
 }
 
+/*
+ * Mostly the socket takes it all, and nobody has to be told to wait until it can. What it does not take, and errors, are
+ * the stream's business.
+ */
+static void on_flush(evutil_socket_t fd, short what, void *arg)
+{
+	struct session *session = arg;
+
+	(void)fd;
+	(void)what;
+	if (session->state == SESSION_ENDED)
+		return;
+	if (evbuffer_get_length(bufferevent_get_output(session->stream)) == 0)
+		(void)evbuffer_write(session->ready, bufferevent_getfd(session->stream));
+	if (evbuffer_get_length(session->ready) > 0 &&
+	    bufferevent_write_buffer(session->stream, session->ready) < 0)
+		drop(session, "memory");
+	settle(session);
+}
+
 static void on_turn(evutil_socket_t fd, short what, void *arg)
 {
 	struct session *session = arg;
@@ -534,12 +564,14 @@ static int open_stream(struct session *session, int fd)
 				      (suseconds_t)(stall_ms % 1000) * 1000};
 
 	session->turn = evtimer_new(host->event_base, on_turn, session);
+	session->flush = evtimer_new(host->event_base, on_flush, session);
+	session->ready = evbuffer_new();
 	session->stream = bufferevent_socket_new(host->event_base, fd, BEV_OPT_CLOSE_ON_FREE);
 	if (session->stream == NULL) {
 		close(fd);
 		return -ENOMEM;
 	}
-	if (session->turn == NULL)
+	if (session->turn == NULL || session->flush == NULL || session->ready == NULL)
 		return -ENOMEM;
 	bufferevent_setcb(session->stream, on_read, on_written, on_event, session);
 	bufferevent_setwatermark(session->stream, EV_READ, 0, INPUT_MAX);
@@ -594,6 +626,8 @@ static void send_rest(struct session *session)
 {
 	struct evbuffer *output = bufferevent_get_output(session->stream);
 
+	if (session->ready != NULL && bufferevent_write_buffer(session->stream, session->ready) < 0)
+		return;
 	if (evbuffer_get_length(output) == 0 || evbuffer_unfreeze(output, 1) < 0)
 		return;
 	if (evbuffer_write(output, bufferevent_getfd(session->stream)) < 0)
@@ -622,5 +656,9 @@ void session_free(struct session *session)
 			send_rest(session);
 		bufferevent_free(session->stream);
 	}
+	if (session->flush != NULL)
+		event_free(session->flush);
+	if (session->ready != NULL)
+		evbuffer_free(session->ready);
 	free(session);
 }
