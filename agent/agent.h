@@ -14,6 +14,7 @@ struct event_base;
 struct config;
 struct segment_writer;
 struct database;
+struct counts;
 struct mirror;
 struct notify;
 struct recovery;
@@ -31,6 +32,7 @@ struct agent {
 	struct notify *notify; /* what the service manager is told */
 	struct segment_writer *segment;
 	struct mirror *mirror;     /* database -> segment */
+	struct counts *counts;     /* counters -> other agents */
 	struct recovery *recovery; /* closes what its TTL has ended */
 	struct outbox *outbox;     /* alerts -> Alertmanager */
 	struct queries *queries;   /* questions -> database */

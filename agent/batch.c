@@ -5,6 +5,7 @@
  */
 #include <config.h>
 
+#include <endian.h>
 #include <inttypes.h>
 #include <search.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 #include "agent/array.h"
 #include "agent/batch.h"
 #include "agent/config.h"
+#include "agent/counts.h"
 #include "agent/groups.h"
 #include "agent/mirror.h"
 #include "agent/text.h"
@@ -404,6 +406,18 @@ void batch_keep_results(struct batch *batch, struct unit *unit)
 		batch->work_result = unit_take_result(unit, (unsigned)batch->work);
 	batch->rows_result = unit_take_result(unit, batch->rows);
 	batch->xid_result = unit_take_result(unit, batch->xid);
+}
+
+void batch_note_counts(const struct batch *batch, struct counts *counts)
+{
+	uint64_t version;
+
+	for (int i = 0; batch->report_result != NULL && i < PQntuples(batch->rows_result); i++) {
+		if (PQgetlength(batch->rows_result, i, 1) != sizeof(version))
+			continue;
+		memcpy(&version, PQgetvalue(batch->rows_result, i, 1), sizeof(version));
+		counts_note(counts, PQgetvalue(batch->rows_result, i, 0), be64toh(version));
+	}
 }
 
 /* The text of a column, NULL for null. */

@@ -18,6 +18,7 @@
 #define BATCH_MAX 4096
 
 struct agent;
+struct counts;
 struct found;
 struct lane;
 struct writer;
@@ -72,6 +73,9 @@ struct unit *batch_unit(struct batch *batch, const struct agent *agent, int pati
 
 /* Keeps the results beyond the life of the unit. */
 void batch_keep_results(struct batch *batch, struct unit *unit);
+
+/* Tells `counts` which rows report() may have changed without a notification. */
+void batch_note_counts(const struct batch *batch, struct counts *counts);
 
 /* Looks through the results of a committed batch; before batch_answer(). */
 void batch_find_answers(struct batch *batch);

@@ -20,6 +20,7 @@
 #include "agent/agent.h"
 #include "agent/config.h"
 #include "agent/connection.h"
+#include "agent/counts.h"
 #include "agent/database.h"
 #include "agent/fleet.h"
 #include "agent/log.h"
@@ -507,6 +508,7 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
 	    !fleet_is_leaving(database->agent->fleet))
 		send_heartbeat(database);
 	mirror_tick(database->agent->mirror);
+	counts_tick(database->agent->counts);
 }
 
 /* ---- checking ---- */

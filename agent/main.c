@@ -18,6 +18,7 @@
 
 #include "agent/agent.h"
 #include "agent/config.h"
+#include "agent/counts.h"
 #include "agent/database.h"
 #include "agent/fleet.h"
 #include "agent/listener.h"
@@ -236,6 +237,7 @@ static void stop(struct program *program)
 	database_free(agent->database);
 	outbox_free(agent->outbox);
 	recovery_free(agent->recovery);
+	counts_free(agent->counts);
 	mirror_free(agent->mirror);
 	segment_writer_close(agent->segment);
 	notify_free(agent->notify);
@@ -321,6 +323,7 @@ static int start(struct program *program)
 	if (start_segment(agent, message, sizeof(message)) != 0)
 		goto failed;
 	agent->mirror = mirror_new(agent);
+	agent->counts = counts_new(agent);
 	agent->recovery = recovery_new(agent);
 	agent->outbox = outbox_new(agent);
 	agent->queries = queries_new(agent);

@@ -270,6 +270,7 @@ static void committed(struct batch *batch)
 
 	if (batch->rows_result != NULL)
 		mirror_apply(writer->agent->mirror, batch->rows_result, batch->moment);
+	batch_note_counts(batch, writer->agent->counts);
 	if (batch->policy && batch->tickets[0]->request != NULL &&
 	    batch->tickets[0]->request->name == NULL) {
 		batch->next = writer->loading;

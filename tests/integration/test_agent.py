@@ -150,6 +150,13 @@ class Mirror(unittest.TestCase):
         self.postgres.psql("DELETE FROM cbshm.breaker WHERE name LIKE 'many/%'")
         wait_for(lambda: self.agent.header()[2] < 100, 10)
 
+    def test_counters_of_another_agent(self):
+        """No transaction of its reports notifies; it does so itself, once a second."""
+        with Agent(self.postgres) as other:
+            for _ in range(2):
+                other.call("ReportDrift", name="counted elsewhere", drift_score=1.0, sample_count=1)
+            wait_for(lambda: (listed(self.agent, "counted elsewhere") or {}).get("consecutive_failures") == 2, 10)
+
     def test_counters_of_others_within_two_seconds(self):
         self.postgres.psql("INSERT INTO cbshm.breaker (name) VALUES ('counter')")
         wait_for(lambda: listed(self.agent, "counter"), 1)

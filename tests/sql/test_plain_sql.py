@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: ISC
 """Writes with plain SQL, as psql or another service's ORM makes them: they obey the same rules."""
+import re
+
 import fixture
 from support import tap
 
@@ -287,6 +289,23 @@ class Constraints(fixture.SqlTest):
         self.assertTrue(self.recover())
 
 
+class Triggers(fixture.SqlTest):
+    def test_every_column_is_looked_at(self):
+        """What the triggers' conditions do not name could change without a version."""
+        counters = {"consecutive_failures", "last_failure_at"}
+        columns = {each["column_name"] for each in self.rows(
+            "SELECT column_name FROM information_schema.columns "
+            "WHERE table_schema = 'cbshm' AND table_name = 'breaker'")}
+        made = {"version", "created_at", "updated_at"}  # by the triggers themselves
+        for trigger, wanted in (("breaker_before_update", columns - counters),
+                                ("breaker_counts", counters | {"version"}),
+                                ("breaker_after_update", columns - counters - made),
+                                ("breaker_counted", columns - counters - made | {"version"})):
+            text = self.value(f"(SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = '{trigger}')")
+            for row in ("old", "new"):
+                self.assertEqual(set(re.findall(rf"\b{row}\.(\w+)", text.lower())), wanted, trigger)
+
+
 class Notifications(fixture.SqlTest):
     def setUp(self):
         super().setUp()
@@ -334,6 +353,19 @@ class Notifications(fixture.SqlTest):
                 where = "" if sql.startswith("INSERT") else f" WHERE name LIKE '{self.name}%'"
                 self.run_sql(sql + where)
                 self.heard(*payloads)
+
+    def test_reports_of_agents(self):
+        """Their agent tells of what they count; of all else the triggers do."""
+        self.enable()
+        self.heard("c 1 {}")
+        report = f"SELECT cbshm.report('{{{self.name}}}', '{{1}}', '{{0.9}}', '{{1}}', NULL, '{{1}}', '{{NULL}}', true)"
+        self.run_sql(f"BEGIN; {report}; UPDATE cbshm.breaker SET last_failure_at = now() WHERE name = '{self.name}'; "
+                     "COMMIT")
+        self.heard("n 3 {}")
+        for _ in range(2):
+            self.run_sql(report)
+        self.heard("c 5 {}")
+        self.assertEqual(self.version(), 5)
 
     def test_no_change_is_silent(self):
         self.disable()
