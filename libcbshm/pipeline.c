@@ -39,7 +39,7 @@ struct flight {
 	bool abandoned;    /* the caller has left */
 	bool done;         /* with a reply, or an error and call.message */
 	bool reused;
-	int error;
+	int error, system_error; /* the latter is errno, which was set in the thread that led */
 	char *reply;
 	struct cbshm_call call;
 	pthread_cond_t changed; /* done, or the lead is free */
@@ -113,6 +113,7 @@ static void finish_first(struct line *line, char *reply, int error, const struct
 		return;
 	}
 	flight->error = error;
+	flight->system_error = errno;
 	if (error != 0)
 		flight->call = *call;
 	flight->done = true;
@@ -245,8 +246,10 @@ static void receive_some(struct line *line)
 {
 	struct cbshm_call call;
 	const int error = varlink_receive(&line->stream, &call);
+	const int saved_errno = errno;
 
 	deliver(line);
+	errno = saved_errno;
 	if (error != 0)
 		lose(line, error, &call);
 	else if (line->closing && line->under_way == 0)
@@ -374,6 +377,8 @@ static int land(struct line *line, struct flight *flight, int error, struct cbsh
 		/* The message, not the deadline: whoever led the line at that moment had a call of his own. */
 		if (error != 0)
 			memcpy(call->message, flight->call.message, sizeof(call->message));
+		if (error == CBSHM_ERR_SYSTEM)
+			errno = flight->system_error;
 		result->sent = was_sent(flight);
 		result->reply = flight->reply;
 		flight->reply = NULL;

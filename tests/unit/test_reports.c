@@ -11,6 +11,7 @@
 #include <math.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +25,7 @@
 #include <cjson/cJSON.h>
 
 #include "cbshm.h"
+#include "libcbshm/report_ring.h"
 #include "tests/support/fake_agent.h"
 #include "tests/support/tap.h"
 
@@ -625,6 +627,88 @@ static void test_overwritten(void)
 	server_end();
 }
 
+/* ---- the ring by itself ----------------------------------------------------------------- */
+
+#define PUSHERS      4
+#define PUSHES       20000
+#define DETAILS_ROOM 3000
+
+static struct report_ring *ring;
+
+/* Texts of its own letter, of all lengths, with its number in the score. */
+static void *push(void *arg)
+{
+	const int index = *(const int *)arg;
+	char text[DETAILS_ROOM];
+
+	memset(text, 'a' + index, sizeof(text));
+	for (int i = 1; i <= PUSHES; i++) {
+		const size_t length = (size_t)i * 7919 % DETAILS_ROOM;
+		struct report report = {.kind = REPORT_DRIFT,
+					.score = index,
+					.number = i,
+					.name = text,
+					.name_length = 1 + length % CBSHM_NAME_MAX,
+					.details = i % 3 == 0 ? NULL : text,
+					.details_length = i % 3 == 0 ? 0 : length};
+
+		while (!report_ring_push(ring, &report))
+			sched_yield();
+	}
+	return NULL;
+}
+
+static bool is_all(const char *text, size_t length, char letter)
+{
+	for (size_t i = 0; i < length; i++) {
+		if (text[i] != letter)
+			return false;
+	}
+	return true;
+}
+
+/* Whole, and the next of its thread. */
+static bool is_right(const struct report *report, int last[PUSHERS])
+{
+	const int index = (int)report->score;
+	const int number = ++last[index];
+
+	return report->number == number && is_all(report->name, report->name_length, 'a' + index) &&
+	       (report->details == NULL) == (number % 3 == 0) &&
+	       is_all(report->details, report->details_length, 'a' + index);
+}
+
+static void test_ring(void)
+{
+	pthread_t threads[PUSHERS];
+	int indices[PUSHERS], last[PUSHERS] = {0}, taken = 0, wrong = 0;
+	uint64_t position = 0, next;
+	struct report report;
+
+	ring = report_ring_new(CBSHM_REPORT_BUFFER_MIN);
+	CU_ASSERT_PTR_NOT_NULL_FATAL(ring);
+	for (int i = 0; i < PUSHERS; i++) {
+		indices[i] = i;
+		CU_ASSERT_EQUAL_FATAL(pthread_create(&threads[i], NULL, push, &indices[i]), 0);
+	}
+	while (taken < PUSHERS * PUSHES) {
+		if (!report_ring_look(ring, &position, &report, &next)) {
+			report_ring_release(ring, position);
+			sched_yield();
+			continue;
+		}
+		wrong += !is_right(&report, last);
+		position = next;
+		if (++taken % 17 == 0) /* the others stay in for a while */
+			report_ring_release(ring, position);
+	}
+	for (int i = 0; i < PUSHERS; i++)
+		pthread_join(threads[i], NULL);
+	CU_ASSERT_EQUAL(wrong, 0);
+	CU_ASSERT_EQUAL(report_ring_end(ring), position);
+	report_ring_free(ring);
+}
+
 static const CU_TestInfo tests[] = {
 	{"messages carry what was given", test_messages},
 	{"bad arguments are refused, and nothing is queued", test_invalid},
@@ -642,6 +726,7 @@ static const CU_TestInfo tests[] = {
 	{"threads and a loop", test_threads_and_loop},
 	{"a child begins with nothing, and leaves the parent's reports alone", test_fork},
 	{"descriptors that the application overwrites", test_overwritten},
+	{"the ring: many push, nothing is torn, lost or out of order", test_ring},
 	CU_TEST_INFO_NULL,
 };
 
