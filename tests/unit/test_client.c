@@ -918,6 +918,29 @@ static void test_all_turned_away(void)
 	server_end();
 }
 
+/* What comes after a refusal is not sent into a connection that the agent may be closing. */
+static void test_refused_in_front(void)
+{
+	SERVE({REPLY,
+	       "{\"error\":\"io.cbshm.LimitExceeded\",\"parameters\":{\"message\":\"full\"}}"},
+	      {REPLY, NO_INCIDENT});
+	struct cbshm *client = client_at(server.path);
+	struct caller callers[8];
+	int refused_ones = 0;
+
+	for (int i = 0; i < 8; i++)
+		caller_begin(&callers[i], client, 5000);
+	for (int i = 0; i < 8; i++) {
+		pthread_join(callers[i].thread, NULL);
+		CU_ASSERT_TRUE(callers[i].error == 0 || callers[i].error == CBSHM_ERR_REFUSED);
+		refused_ones += callers[i].error != 0;
+	}
+	CU_ASSERT_EQUAL(refused_ones, 1);
+	CU_ASSERT_EQUAL(server.accepted, 2);
+	cbshm_close(client);
+	server_end();
+}
+
 /* The agent goes away under many: each is told that it cannot be known, and the next call finds the next agent. */
 static void test_all_lost(void)
 {
@@ -1056,6 +1079,7 @@ static const CU_TestInfo tests[] = {
 	{"a late answer is not the next one's", test_late_answer},
 	{"a call that is not answered does not hold up the others", test_stalled},
 	{"all turned away at the door, none in doubt", test_all_turned_away},
+	{"calls behind one that is refused", test_refused_in_front},
 	{"a connection lost under many", test_all_lost},
 	{"descriptors that the application overwrites or closes", test_overwritten},
 	{"a fork while another thread waits", test_fork_in_the_middle},

@@ -295,6 +295,20 @@ static void test_lost(void)
 	server_end();
 }
 
+/* Whole ones, in a socket that nobody has read. */
+static uint64_t messages_in(int fd)
+{
+	uint64_t count = 0;
+	char text[4096];
+	ssize_t n;
+
+	while ((n = recv(fd, text, sizeof(text), MSG_DONTWAIT)) > 0) {
+		for (ssize_t i = 0; i < n; i++)
+			count += text[i] == '\0';
+	}
+	return count;
+}
+
 /* The agent does not read: what does not fit into the socket waits, and goes out on the next connection. */
 static void test_half_sent(void)
 {
@@ -318,6 +332,7 @@ static void test_half_sent(void)
 		CU_ASSERT_TRUE_FATAL(queued < 100);
 	}
 	stats = stats_of(client);
+	CU_ASSERT_EQUAL(messages_in(fd), stats.sent);
 	close(fd);
 	close(listener);
 	server_begin(script, 1);
@@ -370,9 +385,9 @@ static void test_silence(void)
 /* ---- event loops ------------------------------------------------------------------------ */
 
 /* What a program does; 0 when the descriptor was quiet for `quiet_ms`. */
-static int loop(struct cbshm *client, int quiet_ms, int turns)
+static int loop(struct cbshm *client, int fd, int quiet_ms, int turns)
 {
-	struct pollfd poll_fd = {.fd = cbshm_fd(client), .events = POLLIN};
+	struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
 
 	while (turns-- > 0 && poll(&poll_fd, 1, quiet_ms) > 0)
 		cbshm_dispatch(client);
@@ -386,17 +401,17 @@ static void test_loop(void)
 	const int fd = cbshm_fd(client);
 
 	CU_ASSERT_TRUE_FATAL(fd >= 0);
-	CU_ASSERT_EQUAL(loop(client, 50, 1000), 0);
+	CU_ASSERT_EQUAL(loop(client, fd, 50, 1000), 0);
 	for (int i = 1; i <= 2000; i++)
 		CU_ASSERT_EQUAL(report(client, i), 0);
 	/* The calls sent nothing by themselves. */
 	CU_ASSERT_EQUAL(stats_of(client).sent, 0);
-	CU_ASSERT_EQUAL(loop(client, 200, 100000), 0);
+	CU_ASSERT_EQUAL(loop(client, fd, 200, 100000), 0);
 	CU_ASSERT_EQUAL(stats_of(client).acknowledged, 2000);
 	CU_ASSERT_EQUAL(cbshm_fd(client), fd);
 	/* When there is nothing to do, it is quiet; a report wakes it. */
 	CU_ASSERT_EQUAL(report(client, 2001), 0);
-	CU_ASSERT_EQUAL(loop(client, 200, 1000), 0);
+	CU_ASSERT_EQUAL(loop(client, fd, 200, 1000), 0);
 	CU_ASSERT_EQUAL(stats_of(client).acknowledged, 2001);
 	expect_once();
 	cbshm_close(client);
@@ -409,13 +424,15 @@ static void test_loop_reconnects(void)
 	static const struct step script[] = {{REPLY_AND_CLOSE, NO_INCIDENT}};
 	struct cbshm *client = open_client();
 
-	CU_ASSERT_TRUE_FATAL(cbshm_fd(client) >= 0);
+	const int fd = cbshm_fd(client);
+
+	CU_ASSERT_TRUE_FATAL(fd >= 0);
 	for (int i = 1; i <= 5; i++)
 		CU_ASSERT_EQUAL(report(client, i), 0);
-	CU_ASSERT_EQUAL(loop(client, 20, 1000), 0);
+	CU_ASSERT_EQUAL(loop(client, fd, 20, 1000), 0);
 	CU_ASSERT_EQUAL(cbshm_dispatch(client), CBSHM_ERR_AGENT_DOWN);
 	server_begin(script, 1);
-	CU_ASSERT_EQUAL(loop(client, 500, 1000), 0);
+	CU_ASSERT_EQUAL(loop(client, fd, 500, 1000), 0);
 	CU_ASSERT_TRUE(stats_of(client).acknowledged >= 1);
 	CU_ASSERT_EQUAL(stats_of(client).pending, 0); /* the rest came too late, or was not sent */
 	CU_ASSERT_EQUAL(stats_of(client).acknowledged, (uint64_t)server.received);
@@ -427,8 +444,10 @@ static _Atomic bool loop_ends;
 
 static void *run_loop(void *arg)
 {
+	const int fd = cbshm_fd(arg);
+
 	while (!loop_ends)
-		loop(arg, 10, 100000);
+		loop(arg, fd, 10, 100000);
 	return NULL;
 }
 
@@ -553,7 +572,7 @@ static void test_fork(void)
 	CU_ASSERT_EQUAL(server.received, 10);
 	CU_ASSERT_EQUAL(stats_of(client).pending, 10);
 	CU_ASSERT_EQUAL(cbshm_fd(client), fd);
-	CU_ASSERT_EQUAL(loop(client, 200, 1000), 0);
+	CU_ASSERT_EQUAL(loop(client, fd, 200, 1000), 0);
 	CU_ASSERT_EQUAL(stats_of(client).acknowledged, 10);
 	CU_ASSERT_EQUAL(server.received, 20);
 	cbshm_close(client);
@@ -612,7 +631,7 @@ static void test_overwritten(void)
 	CU_ASSERT_EQUAL(stats_of(client).acknowledged, 5);
 	CU_ASSERT_TRUE(cbshm_fd(client) >= 0);
 	CU_ASSERT_EQUAL(report(client, 6), 0);
-	CU_ASSERT_EQUAL(loop(client, 200, 1000), 0);
+	CU_ASSERT_EQUAL(loop(client, cbshm_fd(client), 200, 1000), 0);
 	CU_ASSERT_EQUAL(stats_of(client).acknowledged, 6);
 	cbshm_close(client);
 	CU_ASSERT_EQUAL(poll(&poll_fd, 1, 0), 0);
