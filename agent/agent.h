@@ -13,6 +13,7 @@
 struct event_base;
 struct config;
 struct segment_writer;
+struct snapshot;
 struct database;
 struct counts;
 struct mirror;
@@ -30,6 +31,7 @@ struct agent {
 	struct event_base *base;
 	struct config *config; /* replaced as a whole by a reload: do not keep pointers into it */
 	struct notify *notify; /* what the service manager is told */
+	struct snapshot *snapshot; /* segment <-> disk */
 	struct segment_writer *segment;
 	struct mirror *mirror;     /* database -> segment */
 	struct counts *counts;     /* counters -> other agents */

@@ -115,6 +115,16 @@ static bool parse_group(struct parser *parser, const char *key, const char *valu
 	return false;
 }
 
+static bool parse_file(struct parser *parser, const char *key, const char *value, char **path)
+{
+	if (value[0] != '/' || value[strlen(value) - 1] == '/') {
+		complain(parser, parser->line, "%s = %s: must be the absolute path of a file", key,
+			 value);
+		return false;
+	}
+	return set_string(path, value);
+}
+
 /* ---- the keys ---- */
 
 static bool key_conninfo(struct parser *parser, const char *value)
@@ -168,6 +178,13 @@ static bool key_segment_group(struct parser *parser, const char *value)
 	return parse_group(parser, "group", value, &parser->config->segment_group);
 }
 
+static bool key_snapshot(struct parser *parser, const char *value)
+{
+	if (strcmp(value, "none") == 0)
+		return set_string(&parser->config->snapshot, "");
+	return parse_file(parser, "snapshot", value, &parser->config->snapshot);
+}
+
 static bool key_socket_path(struct parser *parser, const char *value)
 {
 	const size_t longest = sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1;
@@ -204,16 +221,6 @@ static bool key_alertmanager_url(struct parser *parser, const char *value)
 		parser->alertmanager_url_line = parser->line;
 	text_add(&parser->alertmanager_url, value);
 	return true;
-}
-
-static bool parse_file(struct parser *parser, const char *key, const char *value, char **path)
-{
-	if (value[0] != '/' || value[strlen(value) - 1] == '/') {
-		complain(parser, parser->line, "%s = %s: must be the absolute path of a file", key,
-			 value);
-		return false;
-	}
-	return set_string(path, value);
 }
 
 static bool key_bearer_token_file(struct parser *parser, const char *value)
@@ -324,6 +331,7 @@ static const struct {
 	{"segment", "capacity", key_capacity, false},
 	{"segment", "mode", key_segment_mode, false},
 	{"segment", "group", key_segment_group, false},
+	{"segment", "snapshot", key_snapshot, false},
 	{"socket", "path", key_socket_path, false},
 	{"socket", "mode", key_socket_mode, false},
 	{"socket", "group", key_socket_group, false},
@@ -521,6 +529,20 @@ static struct config *defaults(void)
 	return config;
 }
 
+/* In the state directory that the service manager gives; without one nowhere. */
+static void default_snapshot(struct config *config)
+{
+	const char *directory = getenv("STATE_DIRECTORY");
+	struct text path = {0};
+
+	if (config->snapshot != NULL)
+		return;
+	if (directory != NULL && *directory == '/')
+		text_format(&path, "%.*s%s.snapshot", (int)strcspn(directory, ":"), directory,
+			    config->segment_name);
+	config->snapshot = text_take(&path);
+}
+
 int config_parse(FILE *file, const char *path, struct config **config, char *message,
 		 size_t message_size)
 {
@@ -532,6 +554,7 @@ int config_parse(FILE *file, const char *path, struct config **config, char *mes
 		complain(&parser, broken, "neither [section] nor key = value nor a comment");
 	check_conninfo(&parser);
 	check_alertmanager(&parser);
+	default_snapshot(parser.config);
 	if (ferror(file) || broken < 0) {
 		rc = ferror(file) ? -EIO : -ENOMEM;
 		snprintf(message, message_size, "%s: %s", path, strerror(-rc));
@@ -568,6 +591,7 @@ void config_free(struct config *config)
 		return;
 	free(config->conninfo);
 	free(config->segment_name);
+	free(config->snapshot);
 	free(config->socket_path);
 	free(config->alertmanager_url);
 	free(config->bearer_token_file);

@@ -28,6 +28,7 @@ struct config {
 	char *segment_name; /* [segment] */
 	uint32_t segment_capacity;
 	mode_t segment_mode;
+	char *snapshot;      /* a path; "" = off */
 	gid_t segment_group; /* CONFIG_NO_GROUP = leave it as it is; likewise below */
 
 	char *socket_path; /* [socket] */

@@ -30,6 +30,7 @@
 #include "agent/query.h"
 #include "agent/recovery.h"
 #include "agent/segment_writer.h"
+#include "agent/snapshot.h"
 #include "agent/subscription.h"
 #include "agent/writer.h"
 
@@ -91,6 +92,7 @@ static void tell_what_needs_restart(const struct config *was, const struct confi
 	need_restart(was->segment_capacity != now->segment_capacity, "segment.capacity");
 	need_restart(was->segment_mode != now->segment_mode, "segment.mode");
 	need_restart(was->segment_group != now->segment_group, "segment.group");
+	need_restart(strcmp(was->snapshot, now->snapshot) != 0, "segment.snapshot");
 	need_restart(strcmp(was->socket_path, now->socket_path) != 0, "socket.path");
 	need_restart(was->socket_mode != now->socket_mode, "socket.mode");
 	need_restart(was->socket_group != now->socket_group, "socket.group");
@@ -228,6 +230,7 @@ static void stop(struct program *program)
 					program->deadline};
 
 	metrics_free(agent->metrics);
+	snapshot_finish(agent->snapshot);
 	database_stop(agent->database);
 	writer_free(agent->writer);
 	fleet_free(agent->fleet);
@@ -239,6 +242,7 @@ static void stop(struct program *program)
 	recovery_free(agent->recovery);
 	counts_free(agent->counts);
 	mirror_free(agent->mirror);
+	snapshot_free(agent->snapshot);
 	segment_writer_close(agent->segment);
 	notify_free(agent->notify);
 	for (size_t i = 0; i < sizeof(events) / sizeof(*events); i++) {
@@ -292,6 +296,8 @@ static int start_segment(struct agent *agent, char *message, size_t size)
 		.capacity = agent->config->segment_capacity,
 		.mode = agent->config->segment_mode,
 		.group = agent->config->segment_group,
+		.fill = snapshot_restore,
+		.fill_arg = agent->snapshot,
 	};
 
 	return segment_writer_open(&options, &agent->segment, message, size);
@@ -320,6 +326,7 @@ static int start(struct program *program)
 		return -1;
 	}
 	agent->notify = notify_new(agent->base);
+	agent->snapshot = snapshot_new(agent);
 	if (start_segment(agent, message, sizeof(message)) != 0)
 		goto failed;
 	agent->mirror = mirror_new(agent);
@@ -335,6 +342,7 @@ static int start(struct program *program)
 	if (start_listener(agent, message, sizeof(message)) != 0 ||
 	    metrics_new(agent, &agent->metrics, message, sizeof(message)) != 0)
 		goto failed;
+	snapshot_start(agent->snapshot);
 	log_event(LOG_LEVEL_INFO, "started",
 		  "version=%s instance=%s socket=%s segment=%s capacity=%u breakers=%u",
 		  PACKAGE_VERSION, agent->config->instance, LOG_VALUE(agent->config->socket_path),

@@ -32,6 +32,7 @@
 #include "agent/outbox.h"
 #include "agent/recovery.h"
 #include "agent/segment_writer.h"
+#include "agent/snapshot.h"
 #include "agent/tally.h"
 #include "agent/text.h"
 #include "agent/writer.h"
@@ -231,12 +232,23 @@ static void clients(struct exposition *out, const struct agent *agent)
 	replies(out, &counters->calls);
 }
 
+static void snapshot(struct exposition *out, const struct snapshot *snapshot)
+{
+	gauge(out, "cbshm_snapshot_timestamp_seconds",
+	      (double)snapshot_written_at(snapshot) / 1000000,
+	      "When the last snapshot was on disk, in seconds since the Unix epoch; 0 if none "
+	      "was.");
+	counter(out, "cbshm_snapshot_failures", snapshot_failures(snapshot),
+		"Snapshots that could not be written.");
+}
+
 static void segment(struct exposition *out, const struct agent *agent)
 {
 	gauge(out, "cbshm_segment_capacity", agent->config->segment_capacity,
 	      "Breakers that the segment has room for.");
 	gauge(out, "cbshm_segment_breakers", segment_writer_breakers(agent->segment),
 	      "Breakers in the segment.");
+	snapshot(out, agent->snapshot);
 	gauge(out, "cbshm_segment_boot_epoch", (double)segment_writer_boot_epoch(agent->segment),
 	      "How often agents have taken the segment over.");
 }

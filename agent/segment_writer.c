@@ -80,6 +80,7 @@ struct segment_writer {
 	bool clock_known;
 	int64_t clock_offset;
 
+	struct segment_changes changes;
 	segment_writer_watcher *watcher; /* or NULL */
 	void *watcher_arg;
 };
@@ -125,8 +126,12 @@ static void read_key(const struct segment_writer *writer, uint32_t slot, struct 
 	payload_read(key->words, record_of(writer, slot)->name, NAME_WORDS);
 }
 
-static void tell_watcher(const struct segment_writer *writer, uint32_t slot, const char *removed)
+/* Everything that happens to a breaker ends here. */
+static void tell_change(struct segment_writer *writer, uint32_t slot, const char *removed,
+			bool decision)
 {
+	writer->changes.all++;
+	writer->changes.decisions += decision;
 	if (writer->watcher)
 		writer->watcher(writer->watcher_arg, slot, removed);
 }
@@ -289,6 +294,7 @@ static int slot_take(struct segment_writer *writer, uint32_t *slot)
 
 static void slot_free(struct segment_writer *writer, uint32_t slot, uint32_t bucket)
 {
+	bool disabled = word_load(word_of(writer, slot)) & CBSHM_WORD_DISABLED;
 	char name[CBSHM_NAME_ROOM];
 	struct name_key key;
 
@@ -304,7 +310,7 @@ static void slot_free(struct segment_writer *writer, uint32_t slot, uint32_t buc
 	word_store(&header_of(writer)->breakers, writer->breakers);
 	writer->changed = true;
 	if (name_key_get(&key, name))
-		tell_watcher(writer, slot, name);
+		tell_change(writer, slot, name, disabled);
 }
 
 /*
@@ -568,6 +574,7 @@ static void copy_header(struct segment_writer *to, const struct segment_writer *
 	if (!segment_file_same_boot(&from->file))
 		return; /* the clocks have begun anew */
 	new->clock_offset = old->clock_offset;
+	new->restored_at = old->restored_at;
 	new->heartbeat = word_load(&old->heartbeat);
 	new->database_confirmed = word_load(&old->database_confirmed);
 	word_store(&new->state, word_load(&old->state));
@@ -627,6 +634,8 @@ static int replace(struct segment_writer *writer, uint32_t capacity, bool keep,
 			copy_header(writer, &old);
 		if (keep)
 			copy_breakers(writer, &old);
+		else if (old.options.fill)
+			old.options.fill(writer, old.options.fill_arg);
 		index_announce(writer);
 		error = put_in_place(writer, &old, message);
 		if (error)
@@ -652,7 +661,7 @@ static int replace_quietly(struct segment_writer *writer)
 	int error = replace(writer, writer->file.view.layout.capacity, true,
 			    &(struct segment_message){text, sizeof(text)});
 	if (!error)
-		tell_watcher(writer, SEGMENT_WRITER_ALL_SLOTS, NULL);
+		tell_change(writer, SEGMENT_WRITER_ALL_SLOTS, NULL, false);
 	return error;
 }
 
@@ -812,6 +821,8 @@ void segment_writer_heartbeat(struct segment_writer *writer)
 void segment_writer_database_confirmed(struct segment_writer *writer)
 {
 	word_store(&header_of(writer)->database_confirmed, (uint64_t)clock_ns(CLOCK_MONOTONIC));
+	if (word_load(&header_of(writer)->restored_at) != 0)
+		word_store(&header_of(writer)->restored_at, 0);
 }
 
 int64_t segment_writer_deadline(const struct segment_writer *writer, int64_t disabled_until)
@@ -941,7 +952,7 @@ static int insert(struct segment_writer *writer, const struct breaker_row *row,
 	row_detail(writer, row, &detail);
 	slot_fill(writer, slot, key, row_flags(row), &detail);
 	writer->seen[slot] = writer->load;
-	tell_watcher(writer, slot, NULL);
+	tell_change(writer, slot, NULL, row->disabled);
 	return 1;
 }
 
@@ -962,7 +973,9 @@ static int update(struct segment_writer *writer, const struct breaker_row *row, 
 		return 0;
 	latch_write(record_of(writer, slot), word_of(writer, slot), value, &detail);
 	writer->changed = true;
-	tell_watcher(writer, slot, NULL);
+	tell_change(writer, slot, NULL,
+		    ((value ^ word) & CBSHM_WORD_DECISION) != 0 ||
+			    detail.detail.disabled_until != old.detail.disabled_until);
 	return 1;
 }
 
@@ -1095,6 +1108,28 @@ void segment_writer_watch(struct segment_writer *writer, segment_writer_watcher 
 {
 	writer->watcher = changed;
 	writer->watcher_arg = arg;
+}
+
+struct segment_changes segment_writer_changes(const struct segment_writer *writer)
+{
+	return writer->changes;
+}
+
+const struct segment_view *segment_writer_view(const struct segment_writer *writer)
+{
+	return &writer->file.view;
+}
+
+void segment_writer_set_restored(struct segment_writer *writer, int64_t confirmed_at)
+{
+	word_store(&header_of(writer)->restored_at, (uint64_t)confirmed_at);
+}
+
+int64_t segment_writer_clock_offset(const struct segment_writer *writer)
+{
+	const int64_t *offset = &header_of(writer)->clock_offset;
+
+	return (int64_t)word_load((const uint64_t *)(const void *)offset);
 }
 
 uint32_t segment_writer_breakers(const struct segment_writer *writer)

@@ -25,6 +25,15 @@ struct segment_options {
 	uint32_t capacity; /* CBSHM_CAPACITY_MIN to CBSHM_CAPACITY_MAX */
 	mode_t mode;       /* at most 0644 */
 	gid_t group;       /* (gid_t)-1: leave as it is */
+	/* Or NULL: called once, from segment_writer_open(), to fill a segment that begins empty before anybody can see it. */
+	void (*fill)(struct segment_writer *writer, void *arg);
+	void *fill_arg;
+};
+
+/* What has happened to the breakers since this writer was opened. */
+struct segment_changes {
+	uint64_t all;
+	uint64_t decisions; /* of these, those after which some check may answer differently */
 };
 
 /*
@@ -111,6 +120,21 @@ bool segment_writer_find(const struct segment_writer *writer, const char *name, 
 typedef void segment_writer_watcher(void *arg, uint32_t slot, const char *removed);
 void segment_writer_watch(struct segment_writer *writer, segment_writer_watcher *changed,
 			  void *arg);
+
+struct segment_changes segment_writer_changes(const struct segment_writer *writer);
+
+/* For readers in this process: until the next call of this header. */
+struct segment_view;
+const struct segment_view *segment_writer_view(const struct segment_writer *writer);
+
+/*
+ * Says that what is put was last confirmed at this time of CLOCK_REALTIME, in microseconds, before the segment was made; until
+ * segment_writer_database_confirmed().
+ */
+void segment_writer_set_restored(struct segment_writer *writer, int64_t confirmed_at);
+
+/* The database's clock minus CLOCK_REALTIME as published, in microseconds. */
+int64_t segment_writer_clock_offset(const struct segment_writer *writer);
 
 /* Live breakers, and the start count of the segment. */
 uint32_t segment_writer_breakers(const struct segment_writer *writer);

@@ -365,6 +365,7 @@ void json_health(cJSON *object, const struct cbshm_health *health)
 	json_bool(object, "agent_alive", health->agent_alive);
 	json_bool(object, "agent_hung", health->agent_hung);
 	json_bool(object, "database_live", health->database_live);
+	json_bool(object, "restored", health->restored);
 	json_age(object, "heartbeat_age_seconds", health->heartbeat_age_us);
 	json_age(object, "database_age_seconds", health->database_age_us);
 	json_whole(object, "boot_epoch", (int64_t)health->boot_epoch);

@@ -32,7 +32,8 @@ HEADER = {
     "record_size": (36, "I"), "capacity": (40, "I"), "index_size": (44, "I"), "index_offset": (48, "Q"),
     "words_offset": (56, "Q"), "records_offset": (64, "Q"), "total_size": (72, "Q"), "hash_key": (80, "2Q"),
     "boot_id": (96, "16s"), "state": (128, "Q"), "boot_epoch": (136, "Q"), "allocated": (144, "Q"),
-    "breakers": (152, "Q"), "clock_offset": (160, "q"), "owner_pid": (168, "Q"), "index_word": (192, "Q"),
+    "breakers": (152, "Q"), "clock_offset": (160, "q"), "owner_pid": (168, "Q"),
+    "restored_at": (176, "Q"), "index_word": (192, "Q"),
     "change_sequence": (256, "Q"), "heartbeat": (320, "Q"), "database_confirmed": (328, "Q"),
     "owner_word_offset": (384, "I"), "owner_mutex": (392, "56s"),
 }

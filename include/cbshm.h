@@ -328,6 +328,7 @@ struct cbshm_health {
 	bool agent_alive;   /* the kernel knows the agent's process as the owner of the segment */
 	bool agent_hung;    /* it lives, but heartbeat_age_us is above CBSHM_HUNG_AFTER_US */
 	bool database_live; /* it does not hang, is connected, and its mirror is complete */
+	bool restored; /* from a snapshot of before the segment was made; the database has not confirmed it yet */
 	int64_t heartbeat_age_us; /* since the agent's event loop last turned; about 1 s is normal */
 	int64_t database_age_us;  /* since the database last confirmed the mirror */
 	uint64_t boot_epoch;      /* +1 with every start of the agent on this segment */

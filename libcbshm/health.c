@@ -66,12 +66,30 @@ unsigned int health_trouble(const struct mapping *mapping)
 	return live ? 0 : HEALTH_DATABASE_AWAY;
 }
 
+/* By the wall clock, the only one that goes on over a reboot. It may have been set: what cannot be is unknown. */
+static int64_t restored_age(uint64_t restored_at)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	int64_t wall = (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+	return (int64_t)restored_at > wall ? CBSHM_NO_TIME : wall - (int64_t)restored_at;
+}
+
+static int64_t database_age_us(const struct mapping *mapping)
+{
+	const struct cbshm_segment_header *header = segment_header(&mapping->view);
+	uint64_t restored_at = word_load(&header->restored_at);
+
+	return restored_at != 0 ? restored_age(restored_at)
+				: age_us(mapping, &header->database_confirmed);
+}
+
 int64_t health_without_news(const struct cbshm *client, const struct mapping *mapping)
 {
-	int64_t since =
-		mapping ? age(mapping, &segment_header(&mapping->view)->database_confirmed) : -1;
+	int64_t since = mapping ? database_age_us(mapping) : CBSHM_NO_TIME;
 
-	return since < 0 ? health_now() - client->reader->opened : since;
+	return since == CBSHM_NO_TIME ? health_now() - client->reader->opened : since * 1000;
 }
 
 void health_seek_agent(struct cbshm *client)
@@ -100,7 +118,8 @@ int cbshm_health(struct cbshm *client, struct cbshm_health *health)
 		.agent_hung = trouble & HEALTH_AGENT_HUNG,
 		.database_live = !(trouble & HEALTH_DATABASE_AWAY),
 		.heartbeat_age_us = age_us(mapping, &header->heartbeat),
-		.database_age_us = age_us(mapping, &header->database_confirmed),
+		.restored = word_load(&header->restored_at) != 0,
+		.database_age_us = database_age_us(mapping),
 		.boot_epoch = word_load(&header->boot_epoch),
 		.breakers = (uint32_t)word_load(&header->breakers),
 		.capacity = mapping->view.layout.capacity,

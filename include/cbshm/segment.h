@@ -26,7 +26,7 @@
 	UINT64_C(0x4745534d48534243) /* the bytes "CBSHMSEG" on a little-endian host */
 #define CBSHM_BYTE_ORDER       UINT32_C(0x01020304)
 #define CBSHM_LAYOUT_MAJOR     1 /* a reader refuses another */
-#define CBSHM_LAYOUT_MINOR     0 /* a reader ignores what it does not know of a higher one */
+#define CBSHM_LAYOUT_MINOR     1 /* a reader ignores what it does not know of a higher one */
 #define CBSHM_HEADER_SIZE      4096
 #define CBSHM_CAPACITY_DEFAULT 65536u
 #define CBSHM_CAPACITY_MIN     16u
@@ -64,6 +64,7 @@
 #define CBSHM_WORD_GENERATION_SHIFT 6
 #define CBSHM_WORD_GENERATION_MASK  UINT64_C(0xffffffc0)
 #define CBSHM_WORD_EPOCH_SHIFT      32
+#define CBSHM_WORD_DECISION         UINT64_C(0x07) /* DISABLED, HAS_TTL and AUTO_RECOVER */
 #define CBSHM_GENERATION_MAX        ((UINT32_C(1) << 26) - 1)
 
 /* A `live` that no word equals: INDEX and DISABLED never stand together. */
@@ -162,7 +163,12 @@ struct cbshm_segment_header {
 	uint64_t breakers;    /* live slots */
 	int64_t clock_offset; /* database's clock minus this host's CLOCK_REALTIME, microseconds */
 	uint64_t owner_pid;   /* in the agent's pid namespace; for people */
-	uint64_t reserved1[2];
+	/*
+	 * Since minor version 1. Not 0: the contents are from before the segment was made, last confirmed by the database
+	 * at this time of CLOCK_REALTIME, microseconds; until the database confirms them again.
+	 */
+	uint64_t restored_at;
+	uint64_t reserved1;
 
 	/* What unknown breakers' handles watch; changes when a breaker comes into being. */
 	_Alignas(64) uint64_t index_word;
@@ -235,6 +241,7 @@ CBSHM_OFFSET(cbshm_segment_header, total_size, 72);
 CBSHM_OFFSET(cbshm_segment_header, hash_key, 80);
 CBSHM_OFFSET(cbshm_segment_header, boot_id, 96);
 CBSHM_OFFSET(cbshm_segment_header, state, 128);
+CBSHM_OFFSET(cbshm_segment_header, restored_at, 176);
 CBSHM_OFFSET(cbshm_segment_header, index_word, 192);
 CBSHM_OFFSET(cbshm_segment_header, change_sequence, 256);
 CBSHM_OFFSET(cbshm_segment_header, heartbeat, 320);

@@ -180,7 +180,7 @@ static void test_future(void)
 	put(writer, row_open("open", 3));
 	header->layout_minor = 9;
 	header->feature_compat = 0x80000001;
-	header->reserved1[0] = header->reserved2[3] = UINT64_MAX;
+	header->reserved1 = header->reserved2[3] = UINT64_MAX;
 	struct cbshm *client = scratch_client(name);
 	CU_ASSERT_EQUAL(cbshm_segment_status(client), 0);
 	CU_ASSERT(cbshm_is_disabled(scratch_breaker(client, "open")));

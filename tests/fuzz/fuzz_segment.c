@@ -72,7 +72,8 @@ static void forget(void)
 
 static struct segment_writer *take_over(void)
 {
-	struct segment_options options = {segment, CAPACITY, 0644, (gid_t)-1};
+	struct segment_options options = {
+		.name = segment, .capacity = CAPACITY, .mode = 0644, .group = (gid_t)-1};
 	struct segment_writer *writer;
 	char message[256] = "";
 

@@ -100,7 +100,8 @@ class Scraped(unittest.TestCase):
         hidden = {name for name in names if name.startswith("cbshm_") and name not in shown}
         self.assertEqual({name for name in hidden if not re.search("_(bucket|sum|count)$", name)},
                          {"cbshm_breaker_disabled", "cbshm_database_notifies", "cbshm_http_cut_off_total",
-                          "cbshm_mirror_incomplete"})
+                          "cbshm_mirror_incomplete", "cbshm_snapshot_failures_total",
+                          "cbshm_snapshot_timestamp_seconds"})
 
 
 if __name__ == "__main__":

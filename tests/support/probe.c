@@ -23,7 +23,7 @@
  *	subscribe [NAME...]            -> ok                    (all without names)
  *	event MILLISECONDS             -> state NAME D VERSION | unknown NAME | complete | lost ERROR | error ...
  *	                                  (waits in poll() for the descriptor, not in the library)
- *	health                         -> agent=0|1 hung=0|1 database=0|1 heartbeat=US epoch=N breakers=N
+ *	health                         -> agent=0|1 hung=0|1 database=0|1 restored=0|1 heartbeat=US epoch=N breakers=N
  */
 #include "config.h"
 
@@ -357,9 +357,9 @@ static void do_health(char *line)
 	if (error)
 		print_error(error);
 	else
-		printf("agent=%d hung=%d database=%d heartbeat=%" PRId64 " epoch=%" PRIu64
-		       " breakers=%" PRIu32 "\n",
-		       health.agent_alive, health.agent_hung, health.database_live,
+		printf("agent=%d hung=%d database=%d restored=%d heartbeat=%" PRId64
+		       " epoch=%" PRIu64 " breakers=%" PRIu32 "\n",
+		       health.agent_alive, health.agent_hung, health.database_live, health.restored,
 		       health.heartbeat_age_us, health.boot_epoch, health.breakers);
 }
 

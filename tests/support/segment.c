@@ -84,7 +84,8 @@ int64_t scratch_now(void)
 
 struct segment_writer *scratch_writer(const char *name, uint32_t capacity)
 {
-	struct segment_options options = {name, capacity, 0644, (gid_t)-1};
+	struct segment_options options = {
+		.name = name, .capacity = capacity, .mode = 0644, .group = (gid_t)-1};
 	struct segment_writer *writer;
 	char message[256];
 

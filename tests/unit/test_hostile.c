@@ -45,7 +45,8 @@ static int status_of(const char *name, const char *owner)
 
 static int try_writer(const char *name, char message[256])
 {
-	struct segment_options options = {name, 16, 0644, (gid_t)-1};
+	struct segment_options options = {
+		.name = name, .capacity = 16, .mode = 0644, .group = (gid_t)-1};
 	struct segment_writer *writer;
 
 	message[0] = '\0';
@@ -540,7 +541,8 @@ static bool small_dev_shm(const char *size)
 /* Too small for the segment itself. */
 static int go_no_room(const struct errand *errand)
 {
-	struct segment_options options = {errand->name, 65536, 0644, (gid_t)-1};
+	struct segment_options options = {
+		.name = errand->name, .capacity = 65536, .mode = 0644, .group = (gid_t)-1};
 	struct segment_writer *writer;
 	char message[256] = "";
 
@@ -582,7 +584,8 @@ static int go_no_growth(const struct errand *errand)
 	}
 	/* Another capacity needs another segment, for which there is no room: the old one stays. */
 	segment_writer_close(writer);
-	struct segment_options options = {errand->name, 8000, 0644, (gid_t)-1};
+	struct segment_options options = {
+		.name = errand->name, .capacity = 8000, .mode = 0644, .group = (gid_t)-1};
 	char message[256];
 	if (segment_writer_open(&options, &writer, message, sizeof(message)) != -ENOSPC)
 		return 3;

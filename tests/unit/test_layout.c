@@ -19,7 +19,7 @@
 
 /* Of a segment for 16 breakers in which nothing has happened; what differs each time is taken as 0. */
 static const char golden[] =
-	"00000000  43 42 53 48 4d 53 45 47 04 03 02 01 01 00 00 00\n" /* magic, byte order, version 1.0 */
+	"00000000  43 42 53 48 4d 53 45 47 04 03 02 01 01 00 01 00\n" /* magic, byte order, version 1.1 */
 	"00000010  a0 01 00 04 c0 01 01 00 00 00 00 00 00 00 00 00\n" /* layout hash, features */
 	"00000020  00 10 00 00 00 04 00 00 10 00 00 00 20 00 00 00\n" /* header 4096, record 1024, 16, 32 */
 	"00000030  00 10 00 00 00 00 00 00 00 20 00 00 00 00 00 00\n" /* index, words */

@@ -30,7 +30,8 @@ static ino_t inode_of(const char *name)
 
 static int try_writer(const char *name, uint32_t capacity, mode_t mode, char message[256])
 {
-	struct segment_options options = {name, capacity, mode, (gid_t)-1};
+	struct segment_options options = {
+		.name = name, .capacity = capacity, .mode = mode, .group = (gid_t)-1};
 	struct segment_writer *writer;
 	int error = segment_writer_open(&options, &writer, message, 256);
 
