@@ -324,6 +324,60 @@ static void test_state(void)
 	server_end();
 }
 
+#define AGENT_OF(name)                                                                   \
+	"{\"host\":\"" name "\",\"instance\":\"i\",\"version\":\"0.0.9\",\"live\":true," \
+	"\"last_seen_at\":\"2001-01-01T00:00:00Z\"}"
+#define FLEET(in_force, slowest, behind)                                 \
+	"{\"parameters\":{\"fleet\":{\"hosts\":2,\"in_force\":" in_force \
+	",\"slowest_ms\":" slowest ",\"behind\":[" behind "],\"silent\":[" AGENT_OF("s") "]}}}"
+
+static void test_fleet(void)
+{
+	SERVE({REPLY, FLEET("2", "1.5", "")}, {REPLY, FLEET("1", "null", AGENT_OF("web7"))},
+	      {REPLY, FLEET("1", "null", "{\"host\":7}")}, {REPLY, "{\"parameters\":{}}"});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_call call = {0};
+	struct cbshm_fleet fleet;
+
+	CU_ASSERT_EQUAL(cbshm_wait_fleet(client, NULL, &fleet), 0);
+	CU_ASSERT_TRUE(fleet.hosts == 2 && fleet.in_force == 2 && fleet.slowest_ms == 1.5);
+	CU_ASSERT_TRUE(fleet.behind == NULL && fleet.behind_count == 0 && fleet.silent_count == 1);
+	CU_ASSERT_STRING_EQUAL(fleet.silent[0].host, "s");
+	cbshm_fleet_free(&fleet);
+	CU_ASSERT_EQUAL(cbshm_wait_fleet(client, &call, &fleet), CBSHM_ERR_BEHIND);
+	CU_ASSERT_PTR_NOT_NULL(strstr(call.message, "1 of 2 hosts have it; web7/i has not"));
+	CU_ASSERT_TRUE(isnan(fleet.slowest_ms) && fleet.behind_count == 1);
+	CU_ASSERT_EQUAL(fleet.behind[0].last_seen_at, INT64_C(978307200000000));
+	cbshm_fleet_free(&fleet);
+	CU_ASSERT_EQUAL(cbshm_wait_fleet(client, &call, &fleet), CBSHM_ERR_PROTOCOL);
+	cbshm_fleet_free(&fleet);
+	CU_ASSERT_EQUAL(cbshm_wait_fleet(client, &call, &fleet), CBSHM_ERR_PROTOCOL);
+	cbshm_fleet_free(&fleet);
+	cbshm_fleet_free(NULL);
+	cbshm_close(client);
+	server_end();
+}
+
+static void test_call_json(void)
+{
+	SERVE({REPLY, "{\"parameters\":{\"agents\":[]}}"}, {REPLY, "{}"});
+	struct cbshm *client = client_at(server.path);
+	struct cbshm_call call = {0};
+	char *reply;
+
+	CU_ASSERT_EQUAL(cbshm_call_json(client, "GetAgents", "{\"limit\":5}", &call, &reply), 0);
+	CU_ASSERT_STRING_EQUAL(reply, "{\"agents\":[]}");
+	free(reply);
+	CU_ASSERT_EQUAL(cbshm_call_json(client, "GetAgents", NULL, &call, &reply), 0);
+	CU_ASSERT_STRING_EQUAL(reply, "{}");
+	free(reply);
+	CU_ASSERT_EQUAL(cbshm_call_json(client, "GetLog", "[]", &call, &reply), CBSHM_ERR_INVALID);
+	CU_ASSERT_PTR_NULL(reply);
+	CU_ASSERT_EQUAL(cbshm_call_json(client, "GetLog", "{", &call, &reply), CBSHM_ERR_INVALID);
+	cbshm_close(client);
+	server_end();
+}
+
 /* ---- what is refused here --------------------------------------------------------------- */
 
 static struct cbshm_call invalid_call;
@@ -1057,6 +1111,8 @@ static const CU_TestInfo tests[] = {
 	{"policies", test_policy},
 	{"incidents", test_incidents},
 	{"the state as the database has it", test_state},
+	{"the fleet", test_fleet},
+	{"any other method", test_call_json},
 	{"a reason that does not fit", test_long_reason},
 	{"bad arguments are refused by name, and nothing is sent", test_invalid},
 	{"the agent's errors keep their meaning and their message", test_errors},
