@@ -39,6 +39,32 @@
  * went back in a failover, and the deadline that counted before.
  *
  * A killed writer thus leaves, wherever it was, one copy that is whole and of the word's version.
+ *
+ * The other words, each with what stores it (release, unless it says otherwise), what loads it (acquire), and what the one who
+ * sees the store also sees:
+ *
+ *	allocated         segment_file_grow()  segment_allocated()   the file holds those records: fallocate(2) came before
+ *	word, live        slot_fill()          cbshm_check(), ...    the slot's name and both of its copies
+ *	bucket            index_add()          index_find()          the same: the word came before
+ *	word, 0           slot_free()          index_slot_name()     see the fence
+ *	fence, release    slot_free()          fence, acquire, in index_slot_name(): who has read a byte of the next name sees
+ *	                                       that the word has not its old generation any more
+ *	bucket, tombstone index_clear()        index_find()          nothing: the slot's name decides
+ *	index_word        index_announce()     binding_search()      the bucket. It is loaded before the search: one that misses
+ *	                                       a breaker has begun before the store, and the next check sees another value
+ *	MOVED             mark_moved()         handle_resolve()      nothing: who sees it asks the kernel for the name, before
+ *	                                       and after rename(2), and nothing is published in the new segment before
+ *	state, RETIRED    put_in_place()       segment_follow()      rename(2): the name leads to the successor
+ *	change_sequence   segment_wake()       cbshm_wait()          the whole batch; FUTEX_WAIT compares it again
+ *	owner word        segment_owner_take() owner_alive()         of owner_word_offset: the mutex. The kernel's mark for a
+ *	                                       dead owner carries nothing but itself
+ *	current mapping   attach_once()        segment_current()     the mapping, in one process
+ *	handle's word     handle_set()         cbshm_check()         the mapping that it points into, in one process
+ *
+ * Stamps (heartbeat, database_confirmed, clock_offset) stand for themselves. Between two writers the lock is a full barrier.
+ *
+ * tests/model has the latch for spin(1), with kills, on orderly and on reordering memory: leaving out any step, W1 to W6 or
+ * R1 to R6, is found. tests/torture/test_aarch64.py looks for the barriers in machine code.
  */
 #ifndef CBSHM_LATCH_H
 #define CBSHM_LATCH_H

@@ -309,6 +309,190 @@ static void test_squatters(void)
 	CU_ASSERT_EQUAL(access(scratch_path(aside.name, ""), F_OK), -1);
 }
 
+/* ---- what comes under the name of a segment that is in use ------------------------------- */
+
+static void put_nothing(const char *path)
+{
+	(void)path;
+}
+
+static void put_symlink(const char *path)
+{
+	CU_ASSERT_EQUAL(symlink("/dev/shm/somewhere-else", path), 0);
+}
+
+static void put_fifo(const char *path)
+{
+	CU_ASSERT_EQUAL(mkfifo(path, 0600), 0);
+}
+
+static void put_bytes(const char *path, const void *bytes, size_t size)
+{
+	int fd = open(path, O_CREAT | O_EXCL | O_RDWR, 0600);
+
+	CU_ASSERT_FATAL(fd >= 0);
+	CU_ASSERT_EQUAL(write(fd, bytes, size), (ssize_t)size);
+	close(fd);
+}
+
+static void put_short_file(const char *path)
+{
+	put_bytes(path, "CBSHMSEG", 8);
+}
+
+static void put_random_bytes(const char *path)
+{
+	unsigned char bytes[16384];
+	unsigned int seed = 42;
+
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		bytes[i] = (unsigned char)rand_r(&seed);
+	put_bytes(path, bytes, sizeof(bytes));
+}
+
+static void put_other_layout(const char *path)
+{
+	static unsigned char bytes[32768];
+	struct cbshm_segment_header header = {.magic = CBSHM_SEGMENT_MAGIC,
+					      .byte_order = CBSHM_BYTE_ORDER,
+					      .layout_major = CBSHM_LAYOUT_MAJOR + 1,
+					      .state = CBSHM_SEGMENT_LIVE};
+
+	memcpy(bytes, &header, sizeof(header));
+	put_bytes(path, bytes, sizeof(bytes));
+}
+
+static void put_directory(const char *path)
+{
+	CU_ASSERT_EQUAL(mkdir(path, 0700), 0);
+}
+
+static const struct intruder {
+	const char *title;
+	void (*put)(const char *path);
+	int status; /* of who comes now */
+	bool stays; /* the agent cannot put a segment in its place */
+} intruders[] = {
+	{"nothing", put_nothing, CBSHM_ERR_NO_SEGMENT, false},
+	{"a symbolic link", put_symlink, CBSHM_ERR_UNTRUSTED, false},
+	{"a FIFO", put_fifo, CBSHM_ERR_UNTRUSTED, false},
+	{"a short file", put_short_file, CBSHM_ERR_LAYOUT, false},
+	{"random bytes", put_random_bytes, CBSHM_ERR_LAYOUT, false},
+	{"another layout", put_other_layout, CBSHM_ERR_LAYOUT, false},
+	{"a directory", put_directory, CBSHM_ERR_UNTRUSTED, true},
+};
+
+/* Engines go on with what they have, which the agent still writes to; who comes is refused; and the agent sets it right. */
+static void intrude(const struct intruder *intruder)
+{
+	const char *name = scratch_segment();
+	const char *path = scratch_path(name, "");
+	struct segment_writer *writer = scratch_writer(name, 16);
+	struct cbshm *before = scratch_client(name);
+	struct cbshm_breaker *engine = scratch_breaker(before, "a");
+
+	put(writer, row_open("a", 1));
+	CU_ASSERT(cbshm_is_disabled(engine));
+	CU_ASSERT_EQUAL(unlink(path), 0);
+	intruder->put(path);
+	CU_ASSERT(cbshm_is_disabled(engine));
+	put(writer, row_closed("a", 2));
+	CU_ASSERT(!cbshm_is_disabled(engine));
+	struct cbshm *after = scratch_client(name);
+	struct cbshm_breaker *newcomer = scratch_breaker(after, "a");
+	CU_ASSERT_EQUAL(cbshm_check(newcomer).basis, CBSHM_BASIS_NO_SEGMENT);
+	CU_ASSERT_EQUAL(cbshm_segment_status(after), intruder->status);
+	segment_writer_heartbeat(writer);
+	put(writer, row_open("a", 3));
+	CU_ASSERT(cbshm_is_disabled(engine));
+	if (intruder->stays) {
+		CU_ASSERT_EQUAL(cbshm_segment_status(after), intruder->status);
+		CU_ASSERT_EQUAL(rmdir(path), 0);
+		segment_writer_heartbeat(writer);
+		put(writer, row_open("a", 5));
+	}
+	CU_ASSERT_EQUAL(cbshm_segment_status(after), 0);
+	CU_ASSERT(cbshm_is_disabled(engine));
+	CU_ASSERT(cbshm_is_disabled(newcomer));
+	put(writer, row_closed("a", 6));
+	CU_ASSERT(!cbshm_is_disabled(engine));
+	CU_ASSERT(!cbshm_is_disabled(newcomer));
+	cbshm_close(before);
+	cbshm_close(after);
+	segment_writer_close(writer);
+}
+
+static void test_intruders(void)
+{
+	for (size_t i = 0; i < sizeof(intruders) / sizeof(intruders[0]); i++) {
+		unsigned int failures = CU_get_number_of_failures();
+
+		intrude(&intruders[i]);
+		if (CU_get_number_of_failures() != failures)
+			tap_note("%s", intruders[i].title);
+	}
+}
+
+/* As the agent's user: another user's file cannot be removed from a sticky directory, so the engines stay with the last one. */
+static int go_squatted(const struct errand *errand)
+{
+	struct segment_writer *writer = scratch_writer(errand->name, 16);
+	struct cbshm *client = scratch_client(errand->name);
+	struct cbshm_breaker *engine = scratch_breaker(client, "a");
+
+	put(writer, row_open("a", 1));
+	if (!cbshm_is_disabled(engine))
+		return 1;
+	raise(SIGSTOP); /* and a stranger takes the name */
+	if (!cbshm_is_disabled(engine))
+		return 2;
+	segment_writer_heartbeat(writer);
+	put(writer, row_closed("a", 2));
+	if (cbshm_is_disabled(engine) || cbshm_check(engine).epoch != 2)
+		return 3;
+	if (status_of(errand->name, NULL) != CBSHM_ERR_UNTRUSTED)
+		return 4;
+	raise(SIGSTOP); /* and goes away again */
+	segment_writer_heartbeat(writer);
+	put(writer, row_open("a", 3));
+	if (!cbshm_is_disabled(engine) || status_of(errand->name, NULL) != 0)
+		return 5;
+	segment_writer_close(writer);
+	return 0;
+}
+
+static void test_stranger_takes_the_name(void)
+{
+	struct errand errand = {.name = scratch_segment()};
+	const char *path = scratch_path(errand.name, "");
+	int status;
+
+	if (!is_root())
+		return;
+	fflush(stdout);
+	pid_t child = fork();
+	if (child == 0) {
+		if (setgid(AGENT) != 0 || setuid(AGENT) != 0)
+			_exit(99);
+		_exit(go_squatted(&errand));
+	}
+	CU_ASSERT_EQUAL(waitpid(child, &status, WUNTRACED), child);
+	CU_ASSERT(WIFSTOPPED(status));
+	CU_ASSERT_EQUAL(unlink(path), 0);
+	put_random_bytes(path);
+	CU_ASSERT_EQUAL(chmod(path, 0644), 0);
+	CU_ASSERT_EQUAL(chown(path, STRANGER, STRANGER), 0);
+	kill(child, SIGCONT);
+	CU_ASSERT_EQUAL(waitpid(child, &status, WUNTRACED), child);
+	CU_ASSERT(WIFSTOPPED(status));
+	unlink(path);
+	kill(child, SIGCONT);
+	CU_ASSERT_EQUAL(waitpid(child, &status, 0), child);
+	CU_ASSERT_EQUAL(status, 0);
+	if (status)
+		tap_note("status %#x", (unsigned int)status);
+}
+
 /* ---- damaged segments ------------------------------------------------------------------- */
 
 static void write_file(const char *name, const void *bytes, size_t size, off_t offset)
@@ -646,6 +830,9 @@ int main(void)
 	CU_add_test(suite, "root's segment, read by others and written by none",
 		    test_roots_segment);
 	CU_add_test(suite, "names that were taken beforehand", test_squatters);
+	CU_add_test(suite, "what comes under the name of a segment in use", test_intruders);
+	CU_add_test(suite, "a stranger takes the name of a segment in use",
+		    test_stranger_takes_the_name);
 	CU_add_test(suite, "short files", test_short_files);
 	CU_add_test(suite, "random bytes", test_random_bytes);
 	CU_add_test(suite, "every measure of the header", test_headers);
