@@ -10,17 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cbctl/fleet.h"
 #include "cbctl/output.h"
 #include "cbctl/segment.h"
 #include "cbctl/timespec.h"
 
-enum { FLEET, BY, YES };
+enum { FLEET, BY, YES, WAIT };
 
 static const struct option options[] = {
-	[FLEET] = {"fleet", NULL},
-	[BY] = {"by", "WHO"},
-	[YES] = {"yes", NULL},
-	{NULL, NULL},
+	[FLEET] = {"fleet", NULL},  [BY] = {"by", "WHO"}, [YES] = {"yes", NULL},
+	[WAIT] = FLEET_WAIT_OPTION, {NULL, NULL},
 };
 
 /* ---- values ----------------------------------------------------------------------------- */
@@ -181,23 +180,28 @@ static const char *value_of(const struct cbshm_policy *policy, uint32_t bit)
 	}
 }
 
-static void print_policy(const char *name, const struct cbshm_policy *policy)
+static int print_policy(struct cbctl *cbctl, const char *name, const struct cbshm_policy *policy,
+			int wait_ms)
 {
+	int status;
+
 	if (output_is_json()) {
 		cJSON *document = json_object(NULL, NULL);
 
 		json_text(document, "name", name);
 		json_policy(json_object(document, "policy"), policy);
+		status = fleet_wait(cbctl, wait_ms, document);
 		json_print(document);
-		return;
+		return status;
 	}
 	printf("%s\n", name != NULL ? clean(name) : "The fleet's defaults");
 	for (size_t i = 0; i < KEYS; i++)
 		printf("  %-22s  %s\n", keys[i].name, value_of(policy, keys[i].bit));
+	return fleet_wait(cbctl, wait_ms, NULL);
 }
 
 /* A breaker's policy stands in the segment; no agent is needed to see it. */
-static int show_from_segment(struct cbctl *cbctl, const char *name)
+static int show_from_segment(struct cbctl *cbctl, const char *name, int wait_ms)
 {
 	struct cbshm_health health;
 	struct cbshm_state state;
@@ -216,8 +220,7 @@ static int show_from_segment(struct cbctl *cbctl, const char *name)
 	if (error != 0)
 		return fail_library(error, NULL);
 	segment_warn(cbctl, &health);
-	print_policy(name, &state.policy);
-	return STATUS_DONE;
+	return print_policy(cbctl, name, &state.policy, wait_ms);
 }
 
 /* Shows a person what would change for the whole fleet. 0: go on; else the exit status. */
@@ -250,16 +253,17 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 	struct changes changes = {.set = 0};
 	struct cbshm_call call = {0};
 	struct cbshm_policy policy;
-	int error = 0;
+	int error, wait_ms;
 
 	if (!fleet && name == NULL)
 		return fail_usage(&command_policy, "policy needs a NAME, or --fleet");
+	error = fleet_parse(&command_policy, parsed->values[WAIT], &wait_ms);
 	for (int i = fleet ? 0 : 1; i < parsed->count && error == 0; i++)
 		error = take_change(parsed->words[i], fleet, &changes);
 	if (error != 0)
 		return error;
 	if (!fleet && changes.set == 0 && changes.clear == 0)
-		return show_from_segment(cbctl, name);
+		return show_from_segment(cbctl, name, wait_ms);
 	error = client_open(cbctl);
 	if (error != 0)
 		return error;
@@ -271,13 +275,12 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 				 parsed->values[BY], &call, &policy);
 	if (error != 0)
 		return fail_library(error, &call);
-	print_policy(name, &policy);
-	return STATUS_DONE;
+	return print_policy(cbctl, name, &policy, wait_ms);
 }
 
 const struct command command_policy = {
 	.name = "policy",
-	.arguments = "NAME|--fleet [KEY=VALUE ...] [--by WHO] [--yes]",
+	.arguments = "NAME|--fleet [KEY=VALUE ...] [--by WHO] [--yes] " FLEET_WAIT_ARGUMENT,
 	.summary = "show or change the thresholds of a breaker or of all",
 	.help = "Without KEY=VALUE shows the policy in force. Changes count at once, state and\n"
 		"failures stay as they are, and the audit log has the old and the new values.\n"
@@ -291,6 +294,7 @@ const struct command command_policy = {
 		"  --fleet                   the defaults of all breakers\n"
 		"  --by WHO                  who decided it; your user name if left out\n"
 		"  --yes                     do not ask before the fleet's are changed\n"
+		"  --wait[=TIME]             until every host has it, at most so long (30s)\n"
 		"\n"
 		"Example:\n"
 		"  cbctl policy costsim_v2 drift_threshold=0.3 default_ttl=2h\n",

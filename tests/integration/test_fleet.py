@@ -161,6 +161,9 @@ class Fleet(unittest.TestCase):
                         ["disable", "told", "--reason=y", "--wait"]):
             fleet = self.first.cbctl(*command, "--json", check=0).json()["fleet"]
             self.assertEqual((fleet["error"], fleet["hosts"], fleet["in_force"], fleet["behind"]), (None, 3, 3, []))
+        document = self.first.cbctl("policy", "told", "failure_threshold=4", "--wait", "--json", check=0).json()
+        self.assertEqual((document["policy"]["failure_threshold"], document["fleet"]["in_force"]), (4, 3))
+        self.assertIn("in force  on 3 of 3", self.first.cbctl("policy", "told", "failure_threshold=3", "--wait").out)
         self.assertNotIn("fleet", self.first.cbctl("enable", "told", "--json", check=0).json())
         self.assertIn("--wait=0s", self.first.cbctl("enable", "told", "--wait=0s", check=2).err)
 
