@@ -196,3 +196,17 @@ void server_end(void)
 	close(server.stop[1]);
 	unlink(server.path);
 }
+
+int server_peer(void)
+{
+	struct sockaddr_un address;
+
+	for (int fd = 3; fd < 256; fd++) {
+		socklen_t size = sizeof(address);
+
+		if (getpeername(fd, (struct sockaddr *)&address, &size) == 0 &&
+		    size > sizeof(sa_family_t) && strcmp(address.sun_path, server.path) == 0)
+			return fd;
+	}
+	return -1;
+}

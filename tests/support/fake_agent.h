@@ -65,6 +65,9 @@ void server_end(void);
 	static const struct step script[] = {__VA_ARGS__}; \
 	server_begin(script, (int)(sizeof(script) / sizeof(*script)))
 
+/* A descriptor of this process that is connected to the server's path, or -1. */
+int server_peer(void);
+
 /* A listening socket, or -1. */
 int listen_at(const char *path);
 

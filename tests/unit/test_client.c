@@ -1017,21 +1017,6 @@ static void test_all_lost(void)
 	server_end();
 }
 
-/* A socket of this process that is connected to the server, by its number. */
-static int client_descriptor(void)
-{
-	struct sockaddr_un address;
-
-	for (int fd = 3; fd < 256; fd++) {
-		socklen_t size = sizeof(address);
-
-		if (getpeername(fd, (struct sockaddr *)&address, &size) == 0 &&
-		    size > sizeof(sa_family_t) && strcmp(address.sun_path, server.path) == 0)
-			return fd;
-	}
-	return -1;
-}
-
 /* Descriptors that an application closes or overwrites without knowing whose they are. */
 static void test_overwritten(void)
 {
@@ -1043,15 +1028,15 @@ static void test_overwritten(void)
 	CU_ASSERT_EQUAL_FATAL(pipe(ends), 0);
 	poll_fd.fd = ends[0];
 	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
-	fd = client_descriptor();
+	fd = server_peer();
 	CU_ASSERT_TRUE_FATAL(fd >= 0);
 	CU_ASSERT_EQUAL(dup2(ends[1], fd), fd);
 	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
 	CU_ASSERT_EQUAL(server.accepted, 2);
-	close(client_descriptor());
+	close(server_peer());
 	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
 	CU_ASSERT_EQUAL(server.accepted, 3);
-	CU_ASSERT_EQUAL(dup2(ends[1], client_descriptor()) >= 0, true);
+	CU_ASSERT_EQUAL(dup2(ends[1], server_peer()) >= 0, true);
 	cbshm_close(client);
 	/* Nothing was written into it, and it is still open. */
 	CU_ASSERT_EQUAL(poll(&poll_fd, 1, 0), 0);
