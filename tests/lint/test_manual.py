@@ -125,6 +125,17 @@ class Cbctl(Compare):
         self.same("exit statuses", re.findall(r"STATUS_[A-Z_]+ = (\d)", source("cbctl", "cbctl.h")),
                   [head for head, _ in self.PAGE.items("EXIT STATUS")])
 
+    def test_all_pages_name_commands_that_exist(self):
+        """`cbctl WORD`, and the options behind it, in any page, in README and in the agent's log."""
+        for path in [*glob.glob(os.path.join(TOP, "man", "*.[1-8]")), os.path.join(TOP, "README.md"),
+                     *glob.glob(os.path.join(TOP, "agent", "*.c"))]:
+            for command, rest in re.findall(r"(?:`|\$ |Ql |\t|^    |run |with )cbctl ([a-z][a-z-]*)([^`;|\n]*)", source(path)):
+                with self.subTest(path=os.path.basename(path), command=command):
+                    self.assertIn(command, self.commands)
+                    usage = output(program("cbctl/cbctl"), command, "--help").split("\n\n")[0]
+                    for option in re.findall(r" --([a-z-]+)", rest):
+                        self.assertIn("--" + option, usage + "--json --socket --segment")
+
     def test_environment(self):
         text = "".join(source(path) for path in glob.glob(os.path.join(TOP, "cbctl", "*.c")) +
                        glob.glob(os.path.join(TOP, "libcbshm", "*.c")))
