@@ -74,8 +74,7 @@ class Client(unittest.TestCase):
         counts = self.finish(process)
         self.assertLess(counts["locked"]["ok"], 20)
         for i in range(7):
-            self.assertEqual(counts[f"free{i}"]["ok"] + counts[f"free{i}"]["unknown"], 20)
-            self.assertLessEqual(counts[f"free{i}"]["unknown"], 2, "only what was on its way at that moment")
+            self.assertGreaterEqual(counts[f"free{i}"]["ok"], 18, "only what was on its way at that moment is held up")
         self.assertLessEqual(counts[""]["connections"], 4)
 
     def test_deadlines_with_an_agent_that_does_not_move(self):
