@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "agent/agent.h"
+#include "agent/announcement.h"
 #include "agent/connection.h"
 #include "agent/database.h"
 #include "agent/fleet.h"
@@ -46,8 +47,10 @@ static const char sql_all[] = MIRROR_SELECT;
 static const char sql_names[] = MIRROR_SELECT_NAMES;
 static const char sql_barrier[] = "SELECT cbshm.last_barrier()";
 static const char sql_versions[] = "SELECT name, version FROM cbshm.mirror";
-/* The fleet's settings as one text: all that is asked is whether it is still the same. */
-static const char sql_settings[] = "SELECT cbshm.set_policy_json(NULL, '{}', 'cbagent', NULL)";
+/* The fleet's settings as one text: all that is asked is whether it is still the same. Their version, and a key. */
+static const char sql_settings[] =
+	"SELECT cbshm.set_policy_json(NULL, '{}', 'cbagent', NULL), cbshm.settings_version(),"
+	" cbshm.announcement_key()";
 
 /* A name that has changed. */
 struct change {
@@ -102,6 +105,8 @@ struct mirror {
 	struct changes asked;
 	char *names_sent;
 	char *settings_text;
+	uint64_t settings_version; /* as loaded */
+	struct announcement_key key;
 	struct waiter *waiting; /* for the next load */
 	struct waiter *served;  /* by the one under way */
 	struct event *kick;
@@ -207,12 +212,29 @@ static void note_lag(struct mirror *mirror, enum mirror_source source, int64_t u
 	histogram_add(&mirror->counted.lag[source], lag > 0 ? (double)lag / 1000000 : 0);
 }
 
+static void put_row(struct mirror *mirror, const struct breaker_row *breaker,
+		    enum mirror_source source, bool force)
+{
+	struct segment_writer *segment = mirror->agent->segment;
+	const int rc = segment_writer_put(segment, breaker, force);
+
+	if (rc < 0) {
+		put_failed(mirror, breaker->name, rc);
+		return;
+	}
+	if (breaker->version > mirror->applied)
+		mirror->applied = breaker->version;
+	if (rc == 1 && source != MIRROR_LOAD)
+		note_lag(mirror, source, breaker->updated_at);
+	/* Timers follow what stands in the segment, not an older row that it has refused. */
+	if (rc == 1 || segment_writer_version(segment, breaker->name) == breaker->version)
+		recovery_note(mirror->agent->recovery, breaker);
+}
+
 static void put(struct mirror *mirror, const PGresult *rows, int row, enum mirror_source source,
 		bool force, bool force_if_equal)
 {
-	struct segment_writer *segment = mirror->agent->segment;
 	struct breaker_row breaker;
-	int rc;
 
 	if (!get_row(rows, row, &breaker)) {
 		database_break(mirror->agent->database,
@@ -220,19 +242,9 @@ static void put(struct mirror *mirror, const PGresult *rows, int row, enum mirro
 		return;
 	}
 	if (force_if_equal)
-		force = segment_writer_version(segment, breaker.name) == breaker.version;
-	rc = segment_writer_put(segment, &breaker, force);
-	if (rc < 0) {
-		put_failed(mirror, breaker.name, rc);
-		return;
-	}
-	if (breaker.version > mirror->applied)
-		mirror->applied = breaker.version;
-	if (rc == 1 && source != MIRROR_LOAD)
-		note_lag(mirror, source, breaker.updated_at);
-	/* Timers follow what stands in the segment, not an older row that it has refused. */
-	if (rc == 1 || segment_writer_version(segment, breaker.name) == breaker.version)
-		recovery_note(mirror->agent->recovery, &breaker);
+		force = segment_writer_version(mirror->agent->segment, breaker.name) ==
+			breaker.version;
+	put_row(mirror, &breaker, source, force);
 }
 
 /* Breakers have gone: whoever was left out before them is looked for now, not a minute later. */
@@ -443,6 +455,8 @@ static void take_settings(struct mirror *mirror, const PGresult *result)
 {
 	free(mirror->settings_text);
 	mirror->settings_text = memory_copy(PQgetvalue(result, 0, 0));
+	mirror->settings_version = strtoull(PQgetvalue(result, 0, 1), NULL, 10);
+	announcement_key_set(&mirror->key, PQgetvalue(result, 0, 2));
 }
 
 static void on_loaded(struct unit *unit, enum unit_end end, void *arg)
@@ -699,9 +713,12 @@ static void ask(struct mirror *mirror)
 
 static void on_kick(evutil_socket_t fd, short what, void *arg)
 {
+	struct mirror *mirror = arg;
+
 	(void)fd;
 	(void)what;
-	ask(arg);
+	segment_writer_publish(mirror->agent->segment);
+	ask(mirror);
 }
 
 void mirror_tick(struct mirror *mirror)
@@ -719,30 +736,52 @@ void mirror_tick(struct mirror *mirror)
 		ask(mirror);
 }
 
-/* "c 7 name", "n 7 name", "d 7 name", "s", "b 7"; anything else is for an agent of another version. */
+/*
+ * True if the notification itself has brought the row. Not if the policy in it may be of other settings than those that
+ * were loaded; nor if the segment does not have the name: then it may have been deleted since, and that be known already.
+ */
+static bool take_announced(struct mirror *mirror, const struct announcement *announced)
+{
+	if (!announced->whole || mirror->loading || mirror->reload ||
+	    announced->settings_version != mirror->settings_version ||
+	    segment_writer_version(mirror->agent->segment, announced->row.name) == 0)
+		return false;
+	put_row(mirror, &announced->row, MIRROR_NOTIFIED, false);
+	/* Its readers are woken when all that has come with it is there. */
+	event_active(mirror->kick, EV_TIMEOUT, 0);
+	return true;
+}
+
+static void hear_change(struct mirror *mirror, char *payload)
+{
+	struct announcement announced;
+	const struct breaker_row *row = &announced.row;
+
+	if (!announcement_parse(payload, &mirror->key, &announced))
+		return;
+	if (announced.kind != 'd' &&
+	    segment_writer_version(mirror->agent->segment, row->name) >= row->version)
+		return;
+	if (take_announced(mirror, &announced))
+		return;
+	note_change(mirror, announced.kind == 'n' ? &mirror->counters : &mirror->urgent, row->name,
+		    row->version, announced.kind == 'd');
+}
+
+/* "s", "b 7", and what announcement.c knows; anything else is for an agent of another version. */
 void mirror_notified(struct mirror *mirror, const char *payload)
 {
-	const char kind = payload[0];
-	unsigned long long version;
-	char *name;
+	char *copy;
 
 	if (strcmp(payload, "s") == 0) {
 		mirror_reload(mirror, NULL, NULL);
-		return;
-	}
-	if (kind == 'b' && payload[1] == ' ') {
+	} else if (payload[0] == 'b' && payload[1] == ' ') {
 		hear_barrier(mirror, atoll(payload + 2));
-		return;
+	} else {
+		copy = memory_copy(payload);
+		hear_change(mirror, copy);
+		free(copy);
 	}
-	if (strchr("cnd", kind) == NULL || kind == '\0' || payload[1] != ' ')
-		return;
-	version = strtoull(payload + 2, &name, 10);
-	if (name == payload + 2 || *name++ != ' ')
-		return;
-	if (kind != 'd' && segment_writer_version(mirror->agent->segment, name) >= version)
-		return;
-	note_change(mirror, kind == 'n' ? &mirror->counters : &mirror->urgent, name, version,
-		    kind == 'd');
 }
 
 bool mirror_is_current(const struct mirror *mirror)

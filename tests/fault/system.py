@@ -38,7 +38,7 @@ class System:
         # The first agent talks to the servers themselves, the others can be cut off.
         direct = ",".join(server.host for server in (self.primary, self.standby))
         proxied = ",".join(proxy.directory for proxy in self.proxies)
-        self.agents = [Agent(scratch=self.scratch, config={"agent": {"instance": f"agent-{number}"}},
+        self.agents = [Agent(scratch=self.scratch, config={"agent": {"instance": f"agent-{number}"}, "segment": {"capacity": 16384}},
                              conninfo=f"host={hosts} dbname={DATABASE} user={AGENT_USER}")
                        for number, hosts in enumerate([direct] + [proxied] * (AGENTS - 1))]
         self.next_round()

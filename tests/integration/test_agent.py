@@ -130,6 +130,52 @@ class Mirror(unittest.TestCase):
         self.assertGreater(listed(self.agent, "sql")["version"], version)
         self.assertFalse(is_open(self.agent, "sql"))
 
+    def test_notification_brings_the_row(self):
+        """Nothing is asked for: it works even if nothing may be."""
+        self.agent.call("Enable", name="brought")
+        self.postgres.psql("REVOKE SELECT ON cbshm.mirror FROM cbshm_agent")
+        try:
+            self.postgres.psql("SELECT cbshm.disable('brought', E'ta\\tb, ß', 'anna', now() + interval '1 day')")
+            wait_for(lambda: is_open(self.agent, "brought"), 5)
+        finally:
+            self.postgres.psql("GRANT SELECT ON cbshm.mirror TO cbshm_agent")
+        ours, truth = listed(self.agent, "brought"), self.agent.call("GetState", name="brought")["state"]
+        self.assertEqual(ours, truth)
+
+    def test_forged_notification(self):
+        """Anybody who may connect may notify: what is not sealed by the database is asked for, not believed."""
+        self.agent.call("Enable", name="forged")
+        heard = self.postgres.session()
+        heard.execute("LISTEN cbshm")
+        self.postgres.psql("SELECT cbshm.disable('forged', 'x')")
+        wait_for(lambda: is_open(self.agent, "forged"), 5)
+        payload = re.search(r'payload "(c \d+ forged\x01.*)" received', heard.execute("SELECT 1"), re.S).group(1)
+        version, rest = payload.split(" ")[1], payload.split("\x01", 1)[1]
+        closed = re.sub("^(\\d+)\x011", "\\1\x010", rest)  # the same with another decision, the seal of the true one
+        self.assertNotEqual(closed, rest)
+        for forged in (closed, closed.rsplit("\x01", 1)[0], closed[:-1] + "g", "1", "\x01" * 16, rest + "\x01"):
+            self.postgres.psql(f"SELECT pg_notify('cbshm', 'c {int(version) + 5} forged' || E'\\x01' || '{forged}')",
+                               user="cbagent")
+        self.agent.call("Enable", name="other")
+        time.sleep(0.3)
+        self.assertTrue(is_open(self.agent, "forged"))
+        self.assertEqual(listed(self.agent, "forged")["version"], int(version))
+        heard.close()
+
+    def test_policy_of_other_settings_is_asked_for(self):
+        """A change that was made under the old settings, and commits after the new ones."""
+        self.agent.call("Enable", name="older")
+        session = self.postgres.session()
+        session.execute("BEGIN")
+        session.execute("SELECT cbshm.disable('older', 'x')")
+        self.postgres.psql("UPDATE cbshm.settings SET failure_threshold = 77")
+        wait_for(lambda: listed(self.agent, "older")["policy"]["failure_threshold"] == 77, 5)
+        session.execute("COMMIT")
+        wait_for(lambda: is_open(self.agent, "older"), 5)
+        self.assertEqual(listed(self.agent, "older")["policy"]["failure_threshold"], 77)
+        self.postgres.psql("UPDATE cbshm.settings SET failure_threshold = 3")
+        wait_for(lambda: listed(self.agent, "older")["policy"]["failure_threshold"] == 3, 5)
+
     def test_own_write_then_foreign_delete(self):
         self.agent.call("Disable", name="mine", reason="x")
         self.postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'mine'")

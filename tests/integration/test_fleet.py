@@ -130,9 +130,8 @@ class Fleet(unittest.TestCase):
         self.assertEqual({wait.get()["in_force"] for wait in waits}, {3})
 
     def test_what_is_heard_is_not_yet_there(self):
-        """The third hears of change and question at once, but the row does not come."""
+        """The third hears of change and question at once, but the row, for which it has to ask as it is new, does not come."""
         hears, gets = threading.Event(), threading.Event()
-        self.first.call("Enable", name="held")
         self.in_force()
 
         def hold(kind, body):
@@ -142,7 +141,7 @@ class Fleet(unittest.TestCase):
                 gets.wait(10)
             return True
         self.proxy.filter = hold
-        self.first.call("Disable", name="held", reason="x")
+        self.first.call("Disable", name="held anew", reason="x")
         wait = Later(self.wait_fleet, 1500)
         time.sleep(0.3)
         hears.set()
@@ -150,7 +149,7 @@ class Fleet(unittest.TestCase):
         gets.set()
         self.assertEqual((fleet["in_force"], instances(fleet["behind"])), (2, ["agent-2"]))
         self.in_force()
-        self.assertTrue(self.breakers(self.third)["held"]["is_open"])
+        self.assertTrue(self.breakers(self.third)["held anew"]["is_open"])
 
     # ---- agents that are not there ----
 

@@ -177,7 +177,10 @@ class Listener:
         self.session.execute("LISTEN cbshm")
 
     def hear(self, count, timeout=5):
-        """The payloads of the next notifications; waits a moment for more than there should be."""
+        """The payloads of the next notifications without the rows; waits a moment for more than there should be."""
+        return [payload.split("\x01")[0] for payload in self.hear_whole(count, timeout)]
+
+    def hear_whole(self, count, timeout=5):
         heard = []
         end = time.monotonic() + timeout
         while len(heard) < count and time.monotonic() < end:

@@ -382,6 +382,28 @@ class Notifications(fixture.SqlTest):
         self.value("cbshm.set_policy(NULL, failure_threshold => 3)")
         self.heard("s")
 
+    def test_row_comes_along(self):
+        """A decision's notification says what the view says, whatever the writer's session is like."""
+        columns = ("disabled::int, coalesce(disabled_by, ''), coalesce(disabled_reason, ''), "
+                   + ", ".join(f"coalesce((extract(epoch FROM {column}) * 1000000)::bigint::text, '')"
+                               for column in ("opened_at", "disabled_until"))
+                   + ", coalesce(incident_id::text, ''), consecutive_failures, "
+                   + ", ".join(f"coalesce((extract(epoch FROM {column}) * 1000000)::bigint::text, '')"
+                               for column in ("last_failure_at", "updated_at"))
+                   + ", drift_threshold, failure_threshold, schema_error_threshold, default_ttl_us, auto_recover::int")
+        strange = "SET extra_float_digits = -5; SET timezone = 'Asia/Kathmandu'; SET datestyle = 'German'; "
+        for sql in (f"SELECT cbshm.disable('{self.name}', E'why\\tßo', 'who', now() + interval '1 day')",
+                    f"SELECT cbshm.set_policy('{self.name}', drift_threshold => 0.123456789012345)",
+                    f"SELECT cbshm.enable('{self.name}')"):
+            with self.subTest(sql=sql):
+                self.run_sql(strange + sql)
+                payload = self.listener.hear_whole(1)[-1]
+                row = self.row(f"SELECT version, concat_ws(E'\\x01', (SELECT version FROM cbshm.settings), {columns}) AS rest "
+                               f"FROM cbshm.mirror WHERE name = '{self.name}'")
+                said, seal = payload.rsplit("\x01", 1)
+                self.assertEqual(said, f"c {row['version']} {self.name}\x01{row['rest']}")
+                self.assertRegex(seal, "^[0-9a-f]{64}$")
+
     def test_rolled_back(self):
         self.run_sql(f"BEGIN; SELECT cbshm.disable('{self.name}', 'why'); ROLLBACK")
         self.heard()

@@ -14,7 +14,7 @@ AGENT_FUNCTIONS = {"apply", "report", "recover", "state_json", "incidents_json",
                    "claim_alerts", "alerts_sent", "alerts_put_off", "alerts_release", "alerts_wake",
                    "alerts_skipped", "alerts_due", "alerts_depth", "alerts_retry", "alerts_purge",
                    "announce_barrier", "last_barrier", "acknowledge_barrier", "remove_agent", "fleet_json",
-                   "agents_json", "log_json", "alerts_json"}
+                   "agents_json", "settings_version", "announcement_key", "log_json", "alerts_json"}
 READER_FUNCTIONS = {"get_state", "get_incidents", "state_json", "incidents_json", "policy_json", "fleet_json",
                     "agents_json", "log_json", "alerts_json"}
 
@@ -108,7 +108,8 @@ class Roles(fixture.SqlTest):
         self.assertEqual(self.row(f"SELECT * FROM cbshm.get_state('{self.name}')", self.reader)["is_open"], True)
         self.assertEqual(len(self.rows(f"SELECT * FROM cbshm.get_incidents('{self.name}')", self.reader)), 1)
         for sql in ("UPDATE cbshm.settings SET auto_recover = false", "SELECT cbshm.enable('x')",
-                    "SELECT cbshm.recover('x')", "DELETE FROM cbshm.audit_log"):
+                    "SELECT cbshm.recover('x')", "DELETE FROM cbshm.audit_log", "SELECT * FROM cbshm.secret",
+                    "SELECT cbshm.announcement_key()"):
             self.refused(sql, "42501", self.reader)
 
     def test_stranger(self):

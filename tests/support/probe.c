@@ -36,7 +36,7 @@
 
 #include "cbshm.h"
 
-#define MAX_HANDLES 1024
+#define MAX_HANDLES 16384
 #define MAX_CHANGES 64
 
 static struct cbshm *client;
@@ -47,7 +47,7 @@ static struct cbshm_call call;
 
 static struct cbshm_breaker *handle(const char *name)
 {
-	for (size_t i = 0; i < handle_count; i++)
+	for (size_t i = handle_count; i-- > 0;)
 		if (strcmp(cbshm_breaker_name(handles[i]), name) == 0)
 			return handles[i];
 	if (handle_count == MAX_HANDLES ||
