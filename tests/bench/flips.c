@@ -19,11 +19,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "tests/bench/measure.h"
+#include "tests/support/child.h"
 #include "tests/support/segment.h"
 
 #define LETTERS 26
@@ -85,7 +85,6 @@ static void write_for_ever(const char *name, struct control *control)
 	struct segment_writer *writer;
 	uint64_t version;
 
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (!stay_on(1))
 		fputs("one processor only: reads and flips take turns\n", stderr);
 	writer = scratch_writer(name, 16);
@@ -307,7 +306,7 @@ int main(int argc, char **argv)
 	struct segment_writer *writer = scratch_writer(name, 16);
 	flip(writer, 1);
 	segment_writer_close(writer);
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child < 0)
 		return 2;
 	if (child == 0)

@@ -20,13 +20,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "cbshm.h"
 #include "tests/bench/measure.h"
+#include "tests/support/child.h"
 
 #define ANSWER    "{\"parameters\":{\"incident\":null}}"
 #define CLIENTS   8
@@ -96,8 +96,7 @@ static void start_agent(const char *path)
 		perror(path);
 		exit(2);
 	}
-	if (fork() == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (child_fork() == 0) {
 		stay_on(1);
 		serve(listener);
 	}

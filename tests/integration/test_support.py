@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: ISC
 """The tests' own tools: a failure is a failure, a skip has a reason, and a killed test leaves nothing behind."""
+import glob
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 import unittest
 
 from support import tap
+from support.agent import program, wait_for
 from support.postgres import Postgres, PostgresError
 from support.scratch import processes_in
 
@@ -42,6 +44,19 @@ postgres.sigstop()
 print(postgres.scratch.path, flush=True)
 time.sleep(600)
 """
+
+
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return {int(child) for child in file.read().split()}
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def run_script(text, *args):
@@ -108,6 +123,18 @@ class Fixtures(unittest.TestCase):
             time.sleep(0.05)
         self.assertFalse(os.path.exists(path))
         self.assertEqual(processes_in(path), [])
+
+    def test_the_children_of_a_killed_program_end(self):
+        process = subprocess.Popen([program("tests/torture/upheaval"), "1000000000"], stdout=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: len(children_of(process.pid)) >= 2, what="the readers")
+            children = children_of(process.pid)
+        finally:
+            process.kill()
+            process.wait()
+        wait_for(lambda: not any(map(is_alive, children)), what="the readers' end")
+        for path in glob.glob(f"/dev/shm/cbshm-test-{process.pid}-*"):
+            os.unlink(path)
 
     def test_the_server_survives_what_tests_do_to_it(self):
         with Postgres() as postgres:

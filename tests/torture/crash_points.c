@@ -25,6 +25,7 @@
 
 #include "agent/segment_writer_test.h"
 #include "cbshm/latch.h"
+#include "tests/support/child.h"
 #include "tests/support/segment.h"
 #include "tests/torture/truth.h"
 
@@ -170,7 +171,7 @@ static bool run_killed(const struct scenario *scenario, unsigned long point)
 	int status;
 
 	fflush(stdout);
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child == 0) {
 		struct segment_writer *writer = scenario->takeover ? NULL : open_writer();
 

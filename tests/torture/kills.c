@@ -25,6 +25,7 @@
 
 #include "agent/segment_writer_test.h"
 #include "cbshm/latch.h"
+#include "tests/support/child.h"
 #include "tests/support/segment.h"
 #include "tests/torture/truth.h"
 
@@ -92,7 +93,7 @@ static unsigned int one_kill(volatile uint32_t *begun)
 
 	*begun = 0;
 	seed++;
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child == 0) {
 		change_on(begun, outside ? 0 : 1 + rand_r(&seed) % 20000);
 		_exit(1);

@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/support/child.h"
 #include "tests/support/segment.h"
 
 #define MS              INT64_C(1000000)
@@ -680,7 +681,7 @@ static void on_signal(int signal)
 static void fork_and_look(struct witness *witness, struct tally *tally)
 {
 	int status;
-	pid_t child = fork();
+	pid_t child = child_fork();
 
 	if (child == 0) {
 		static struct tally own;
@@ -759,7 +760,7 @@ void readers_start(const char *segment, unsigned int processes, unsigned int thr
 	STORE(truth->stop, 0);
 	fflush(stdout);
 	for (reader_count = 0; reader_count < processes; reader_count++) {
-		readers[reader_count] = fork();
+		readers[reader_count] = child_fork();
 		if (readers[reader_count] == 0)
 			_exit(reader(segment, truth->tallies[reader_count], threads, upset));
 	}

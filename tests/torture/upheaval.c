@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "agent/segment_writer_test.h"
+#include "tests/support/child.h"
 #include "tests/support/segment.h"
 #include "tests/torture/truth.h"
 
@@ -96,7 +97,7 @@ static void hang_and_die(void)
 	struct timespec little = {0, 2000000};
 
 	fflush(stdout);
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child == 0) {
 		struct segment_writer *writer = open_writer();
 

@@ -29,6 +29,7 @@
 #include <cjson/cJSON.h>
 
 #include "cbshm.h"
+#include "tests/support/child.h"
 #include "tests/support/fake_agent.h"
 #include "tests/support/tap.h"
 
@@ -806,7 +807,7 @@ static void test_untrusted(void)
 	}
 	CU_ASSERT_EQUAL_FATAL(pipe(ready), 0);
 	CU_ASSERT_EQUAL_FATAL(chmod(server.directory, 0777), 0);
-	pid = fork();
+	pid = child_fork();
 	if (pid == 0) {
 		if (setuid(65534) != 0 || listen_at(server.path) < 0 || write(ready[1], "", 1) != 1)
 			_exit(1);
@@ -836,7 +837,7 @@ static void test_fork(void)
 	pid_t pid;
 
 	CU_ASSERT_EQUAL(cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL), 0);
-	pid = fork();
+	pid = child_fork();
 	if (pid == 0) {
 		int error = cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL);
 
@@ -1060,7 +1061,7 @@ static void test_fork_in_the_middle(void)
 	caller_begin(&caller, client, 300);
 	while (server.received == 0)
 		poll(NULL, 0, 1);
-	pid = fork();
+	pid = child_fork();
 	if (pid == 0) {
 		int error = cbshm_report_drift(client, "b", 0.5, 1, NULL, NULL, NULL);
 

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "cbshm/latch.h"
+#include "tests/support/child.h"
 #include "tests/support/segment.h"
 #include "tests/support/tap.h"
 
@@ -184,7 +185,7 @@ static int as_user(uid_t uid, int (*go)(const struct errand *), const struct err
 	int status;
 
 	fflush(stdout);
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child == 0) {
 		if (setgid(uid) != 0 || setuid(uid) != 0)
 			_exit(98);
@@ -470,7 +471,7 @@ static void test_stranger_takes_the_name(void)
 	if (!is_root())
 		return;
 	fflush(stdout);
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child == 0) {
 		if (setgid(AGENT) != 0 || setuid(AGENT) != 0)
 			_exit(99);
@@ -694,7 +695,7 @@ static void test_random_contents(void)
 		segment_header(&view)->owner_word_offset = (uint32_t)rand_r(&seed);
 		scratch_unmap(&view);
 		fflush(stdout);
-		pid_t child = fork();
+		pid_t child = child_fork();
 		if (child == 0)
 			_exit(use_everything(name));
 		waitpid(child, &status, 0);
@@ -792,7 +793,7 @@ static void in_small_dev_shm(int (*go)(const struct errand *))
 	int status;
 
 	fflush(stdout);
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child == 0)
 		_exit(go(&errand));
 	waitpid(child, &status, 0);

@@ -19,6 +19,7 @@
 
 #include "agent/segment_writer_test.h"
 #include "cbshm/latch.h"
+#include "tests/support/child.h"
 #include "tests/support/segment.h"
 #include "tests/support/tap.h"
 
@@ -35,7 +36,7 @@ static int in_child(int (*look)(void *arg), void *arg)
 	int status;
 
 	fflush(stdout);
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child == 0)
 		_exit(look(arg));
 	if (child < 0 || waitpid(child, &status, 0) < 0 || !WIFEXITED(status))

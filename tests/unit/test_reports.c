@@ -26,6 +26,7 @@
 
 #include "cbshm.h"
 #include "libcbshm/report_ring.h"
+#include "tests/support/child.h"
 #include "tests/support/fake_agent.h"
 #include "tests/support/tap.h"
 
@@ -555,7 +556,7 @@ static void test_fork(void)
 
 	for (int i = 1; i <= 10; i++)
 		CU_ASSERT_EQUAL(report(client, i), 0);
-	pid = fork();
+	pid = child_fork();
 	if (pid == 0) {
 		struct cbshm_report_stats stats = {.size = sizeof(stats)};
 		int wrong = 0;

@@ -33,6 +33,7 @@
 #include "agent/session.h"
 #include "agent/subscription.h"
 #include "agent/writer.h"
+#include "tests/support/child.h"
 #include "tests/support/tap.h"
 
 #define QUEUE_MAX   4096
@@ -1817,7 +1818,7 @@ static void test_listener_stop_idle(void)
 static pid_t start_stranger(gid_t group, unsigned connections, const char *call_text,
 			    const char *expected)
 {
-	pid_t child = fork();
+	pid_t child = child_fork();
 	char reply[4096] = "";
 	size_t size = 0;
 	ssize_t got;

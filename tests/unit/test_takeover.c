@@ -18,6 +18,7 @@
 #include "agent/segment_writer_test.h"
 #include "cbshm/latch.h"
 #include "libcbshm/index.h"
+#include "tests/support/child.h"
 #include "tests/support/segment.h"
 #include "tests/support/tap.h"
 
@@ -119,7 +120,7 @@ static void test_two_agents(void)
 	CU_ASSERT_EQUAL(try_writer(name, 64, 0644, message), -EAGAIN);
 	CU_ASSERT_PTR_NOT_NULL(strstr(message, "another cbagent"));
 	fflush(stdout);
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child == 0)
 		_exit(try_writer(name, 128, 0644, message) == -EAGAIN ? 0 : 1);
 	waitpid(child, &status, 0);
@@ -525,7 +526,7 @@ static void kill_writer(const char *name, unsigned int seed)
 	struct timespec pause = {0, 200000 + (long)(seed * 7919u % 4000u) * 1000};
 
 	fflush(stdout);
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child == 0) {
 		busy_writer(name, (uint64_t)seed * 1000000, seed);
 		_exit(1);
@@ -568,7 +569,7 @@ static void test_killed_at_random(void)
 	ino_t inode = inode_of(name);
 	fflush(stdout);
 	for (int i = 0; i < KILL_READERS; i++) {
-		readers[i] = fork();
+		readers[i] = child_fork();
 		if (readers[i] == 0) {
 			signal(SIGTERM, stop);
 			_exit(busy_reader(name));

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "cbshm/latch.h"
+#include "tests/support/child.h"
 #include "tests/support/segment.h"
 #include "tests/support/tap.h"
 
@@ -50,7 +51,7 @@ static pid_t writer_process(const char *name, uint32_t capacity, struct breaker_
 	if (pipe(ready) < 0)
 		return -1;
 	fflush(stdout);
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child == 0) {
 		put(live_writer(name, capacity), row);
 		if (write(ready[1], "", 1) != 1)
@@ -333,7 +334,7 @@ static void test_signal(void)
 	settle(client, NULL, 0, &all);
 	sigaction(SIGUSR1, &action, NULL);
 	fflush(stdout);
-	pid_t child = fork();
+	pid_t child = child_fork();
 	if (child == 0) {
 		for (;;) {
 			sleep_ms(20);
