@@ -58,22 +58,29 @@ void report_ring_free(struct report_ring *ring)
 		munmap(ring, sizeof(*ring) + ring->size);
 }
 
-/* A place of `size` bytes in one piece, and the gap before it if there must be one. */
+/*
+ * A place of `size` bytes in one piece, and the gap before it if there must be one. `end` may be long past when `begin` is
+ * loaded: the ring is full only if it was still the end after that.
+ */
 static bool reserve(struct report_ring *ring, size_t size, uint64_t *position, size_t *gap)
 {
 	uint64_t end = atomic_load_explicit(&ring->end, memory_order_relaxed);
 
-	do {
+	for (;;) {
 		const size_t rest = ring->size - (end & (ring->size - 1));
-
-		*gap = rest < size ? rest : 0;
 		/* Pairs with the release in report_ring_release(): what is free is zero. */
-		if (end + *gap + size - atomic_load_explicit(&ring->begin, memory_order_acquire) >
-		    ring->size)
-			return false;
-	} while (!atomic_compare_exchange_weak(&ring->end, &end, end + *gap + size));
-	*position = end;
-	return true;
+		const uint64_t begin = atomic_load_explicit(&ring->begin, memory_order_acquire);
+
+		*position = end;
+		*gap = rest < size ? rest : 0;
+		if (end + *gap + size - begin > ring->size) {
+			end = atomic_load_explicit(&ring->end, memory_order_relaxed);
+			if (end == *position)
+				return false;
+		} else if (atomic_compare_exchange_weak(&ring->end, &end, end + *gap + size)) {
+			return true;
+		}
+	}
 }
 
 /* Pairs with the acquire in report_ring_look(). */
