@@ -72,9 +72,10 @@ struct reports {
 	_Atomic int last_error;
 };
 
+/* The release pairs with read_count(): who sees that a report is settled sees that it was queued. */
 static void count(_Atomic uint64_t *counter, uint64_t number)
 {
-	atomic_fetch_add_explicit(counter, number, memory_order_relaxed);
+	atomic_fetch_add_explicit(counter, number, memory_order_release);
 }
 
 /* ---- messages --------------------------------------------------------------------------- */
@@ -343,6 +344,19 @@ static void pump_once(struct reports *reports, enum pace pace)
 	atomic_store(&reports->unsent_out, reports->out_used > reports->out_sent);
 }
 
+/*
+ * Takes back the wake-up, whoever it was for: what has been pushed by now is in the ring that is looked into next, and what
+ * is pushed after this wakes the loop.
+ */
+static void attend(struct reports *reports)
+{
+	if (!atomic_load(&reports->looped))
+		return;
+	atomic_store(&reports->armed, true);
+	if (!loop_fd_wake(&reports->loop, 0))
+		atomic_store(&reports->looped, false); /* the descriptor is somebody else's now */
+}
+
 /* What the event loop is to wait for. */
 static void arrange(struct reports *reports)
 {
@@ -360,7 +374,7 @@ static void arrange(struct reports *reports)
 }
 
 /*
- * Without waiting: if another thread is pumping, that is left to it. It looks again when it has let go (both are sequentially consistent), but not for
+ * Without waiting: if another thread is pumping, that is left to it, and the loop's descriptor as it is. It looks again when it has let go (both are sequentially consistent), but not for
  * ever, since others may go on pushing.
  */
 static void pump(struct reports *reports, enum pace pace)
@@ -371,6 +385,7 @@ static void pump(struct reports *reports, enum pace pace)
 	do {
 		if (atomic_exchange(&reports->pumping, true))
 			return;
+		attend(reports);
 		seen = report_ring_end(reports->ring);
 		pump_once(reports, pace);
 		arrange(reports);
@@ -481,10 +496,6 @@ int reports_fd(struct reports *reports)
 
 int reports_dispatch(struct reports *reports)
 {
-	if (atomic_load(&reports->looped) && !loop_fd_wake(&reports->loop, 0))
-		atomic_store(&reports->looped, false);
-	/* Before looking into the ring: a report that is pushed after that wakes the loop. */
-	atomic_store(&reports->armed, true);
 	pump(reports, PACE_LOOPING);
 	return atomic_load(&reports->poll_fd) >= 0 || is_empty(reports)
 		       ? 0
