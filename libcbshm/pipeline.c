@@ -54,7 +54,7 @@ struct line {
 	uint64_t connection;   /* counts them */
 	bool leading;          /* somebody waits for all */
 	bool answered;         /* on this connection, once at least */
-	bool closing;          /* nothing more is sent on it */
+	bool closing;          /* no other call is sent on it */
 	bool broken;           /* nothing more can be sent on it; the leader will see why */
 	int64_t progress; /* when the last answer came, or the first of the calls under way was sent */
 };
@@ -178,11 +178,15 @@ static int connect_line(struct pipelines *pipelines, struct line *line, int64_t 
 	return 0;
 }
 
+/* A message that is begun goes to its end, or its place in the line would never be free. */
 static bool may_send(const struct line *line)
 {
-	return line->unsent != NULL && !line->closing && !line->broken &&
-	       (line->unsent->sent > 0 || line->under_way == 0 ||
-		(line->answered && line->under_way < PIPELINE_CALLS_MAX));
+	if (line->unsent == NULL || line->broken)
+		return false;
+	if (line->unsent->sent > 0)
+		return true;
+	return !line->closing &&
+	       (line->under_way == 0 || (line->answered && line->under_way < PIPELINE_CALLS_MAX));
 }
 
 /* As much as the socket takes. */
