@@ -3,7 +3,7 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * No pthread_atfork(): a library that may be unloaded must leave no handlers behind.
+ * Not by pthread_atfork(): its handlers would have to find every client, and do not run in a child of clone(2).
  */
 #include "config.h"
 
