@@ -178,14 +178,17 @@ enum cbshm_stale_policy {
 #define CBSHM_MAX_STALE_MAX_US INT64_C(315360000000000) /* ten years */
 
 /*
- * Sets the stale policy of a handle. `max_stale_us`: from how many microseconds without news on it holds, CBSHM_MAX_STALE_MIN_US to
- * CBSHM_MAX_STALE_MAX_US; ignored for fail static. A dead or hanging agent and a lost database all end the news
- * (cbshm_health() tells which), and so does a mirror that lags behind. If there never were any (no segment, or none that the
- * database has confirmed since it was made) or their age cannot be told (CLOCK_MONOTONIC of another time namespace or boot), the time counts
- * from cbshm_open(). Answers of the policy have the basis CBSHM_BASIS_STALE, and the epoch last known.
+ * Sets the stale policy of a handle. `max_stale_us`: from how many microseconds without news on it
+ * holds, CBSHM_MAX_STALE_MIN_US to CBSHM_MAX_STALE_MAX_US; ignored for fail static. A dead or
+ * hanging agent and a lost database all end the news (cbshm_health() tells which), and so does a
+ * mirror that lags behind. If there never were any (no segment, or none that the database has
+ * confirmed since it was made) or their age cannot be told (CLOCK_MONOTONIC of another time
+ * namespace or boot), the time counts from cbshm_open(). Answers of the policy have the basis
+ * CBSHM_BASIS_STALE, and the epoch last known.
  *
- * Fail static costs nothing. With another policy each check of this handle takes the slow path and asks the clock, some tens of
- * nanoseconds; it stays lock-free and async-signal-safe. cbshm_get_state() goes on to tell the last known record.
+ * Fail static costs nothing. With another policy each check of this handle takes the slow path and
+ * asks the clock, some tens of nanoseconds; it stays lock-free and async-signal-safe.
+ * cbshm_get_state() goes on to tell the last known record.
  *
  * Other threads may be checking meanwhile. Errors: CBSHM_ERR_INVALID.
  */
@@ -346,22 +349,24 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_health(struct cbshm *client, struct cbsh
 /* ---- waiting ---------------------------------------------------------------------------- */
 
 /*
- * Sleeps until something has changed since the caller last looked: any of `count` breakers of this client, or (`breakers`
- * NULL, `count` 0) any breaker of the segment, those that come and go included.
+ * Sleeps until something has changed since the caller last looked: any of `count` breakers of this
+ * client, or (`breakers` NULL, `count` 0) any breaker of the segment, those that come and go
+ * included.
  *
- * `seen` says what the caller knows: one token for each breaker, or a single one for all. Begin with
- * zeros, which makes the first call return at once; each call that returns 0 has brought them up to date, and what is read
- * after it is at least as new as the tokens. So no change is missed between two calls, though several may
- * have become one:
+ * `seen` says what the caller knows: one token for each breaker, or a single one for all. Begin
+ * with zeros, which makes the first call return at once; each call that returns 0 has brought them
+ * up to date, and what is read after it is at least as new as the tokens. So no change is missed
+ * between two calls, though several may have become one:
  *
  *	uint64_t seen = 0;
  *	while (cbshm_wait(client, &breaker, 1, &seen, -1) == 0)
  *		show(cbshm_check(breaker));
  *
- * A breaker changes with its row (its version), when it is deleted or created, and when its TTL ends. What is waited for also
- * changes when the agent dies, hangs or comes back, and when the database is lost or found: see cbshm_health().
- * Now and then the call returns without a reason that shows. A change in Postgres ends the sleep at once; what nobody
- * announces (a killed agent, the end of a TTL meanwhile, a segment that comes) within about a second.
+ * A breaker changes with its row (its version), when it is deleted or created, and when its TTL
+ * ends. What is waited for also changes when the agent dies, hangs or comes back, and when the
+ * database is lost or found: see cbshm_health(). Now and then the call returns without a reason
+ * that shows. A change in Postgres ends the sleep at once; what nobody announces (a killed agent,
+ * the end of a TTL meanwhile, a segment that comes) within about a second.
  *
  * `timeout_ms`: -1 = for ever, 0 = only looks. Needs neither lock nor descriptor; any number of threads and
  * processes may wait for the same breaker, each with tokens of its own.
@@ -375,7 +380,10 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_wait(struct cbshm *client,
 
 /* ---- subscriptions ---------------------------------------------------------------------- */
 
-/* What cbshm_wait() is for threads, for event loops: a descriptor that poll(2) and its like can wait for, and events. */
+/*
+ * What cbshm_wait() is for threads, for event loops: a descriptor that poll(2) and its like can
+ * wait for, and events.
+ */
 struct cbshm_subscription;
 
 enum cbshm_event_kind {
@@ -393,16 +401,18 @@ struct cbshm_event {
 };
 
 /*
- * Subscribes to `count` breakers (1 to 1000), or to all (`names` NULL, `count` 0). Returns at once: the connection is made by
- * cbshm_subscription_next(), and that there is no agent is no error.
+ * Subscribes to `count` breakers (1 to 1000), or to all (`names` NULL, `count` 0). Returns at once:
+ * the connection is made by cbshm_subscription_next(), and that there is no agent is no error.
  *
- * The first events tell all breakers as they are (of those of `names` that do not exist, CBSHM_EVENT_UNKNOWN), then comes CBSHM_EVENT_COMPLETE,
- * then what changes: each time the newest state, once, however often it has changed since the last. When the connection is lost,
- * CBSHM_EVENT_LOST tells that once; it is made again, after pauses of 0.1 to 5 s, and all of this begins anew, since
- * nobody knows what was missed: what is not told between CBSHM_EVENT_LOST and CBSHM_EVENT_COMPLETE does not exist any more.
+ * The first events tell all breakers as they are (of those of `names` that do not exist,
+ * CBSHM_EVENT_UNKNOWN), then comes CBSHM_EVENT_COMPLETE, then what changes: each time the newest
+ * state, once, however often it has changed since the last. When the connection is lost,
+ * CBSHM_EVENT_LOST tells that once; it is made again, after pauses of 0.1 to 5 s, and all of this
+ * begins anew, since nobody knows what was missed: what is not told between CBSHM_EVENT_LOST and
+ * CBSHM_EVENT_COMPLETE does not exist any more.
  *
- * A subscription belongs to one thread at a time and to the process that made it, and is closed before its client. Errors:
- * CBSHM_ERR_INVALID, CBSHM_ERR_MEMORY, CBSHM_ERR_SYSTEM.
+ * A subscription belongs to one thread at a time and to the process that made it, and is closed
+ * before its client. Errors: CBSHM_ERR_INVALID, CBSHM_ERR_MEMORY, CBSHM_ERR_SYSTEM.
  */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_subscribe(struct cbshm *client, const char *const *names,
 						  size_t count,
@@ -412,9 +422,9 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_subscribe(struct cbshm *client, const ch
 CBSHM_PUBLIC int cbshm_subscription_fd(const struct cbshm_subscription *subscription);
 
 /*
- * The next event. `timeout_ms`: how long to wait for one; 0 = not at all, as in an event loop, which calls this until there is none;
- * -1 = for ever. Errors: CBSHM_ERR_TIMEOUT (there is none), CBSHM_ERR_INVALID, CBSHM_ERR_SYSTEM (errno EINTR: a signal
- * handler has run).
+ * The next event. `timeout_ms`: how long to wait for one; 0 = not at all, as in an event loop,
+ * which calls this until there is none; -1 = for ever. Errors: CBSHM_ERR_TIMEOUT (there is none),
+ * CBSHM_ERR_INVALID, CBSHM_ERR_SYSTEM (errno EINTR: a signal handler has run).
  */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_subscription_next(struct cbshm_subscription *subscription,
 							  int timeout_ms,
@@ -426,9 +436,10 @@ CBSHM_PUBLIC void cbshm_subscription_close(struct cbshm_subscription *subscripti
 /* ---- writes ----------------------------------------------------------------------------- */
 
 /*
- * Any thread may write at any time: all share one connection, on which calls do not wait for each other's answers, and each
- * keeps its own deadline (on CLOCK_MONOTONIC; signals do not shorten or lengthen it). No SIGPIPE is raised. The child of a fork() may go on
- * at once, also if another thread of the parent was in the middle of a write: it connects by itself.
+ * Any thread may write at any time: all share one connection, on which calls do not wait for each
+ * other's answers, and each keeps its own deadline (on CLOCK_MONOTONIC; signals do not shorten or
+ * lengthen it). No SIGPIPE is raised. The child of a fork() may go on at once, also if another
+ * thread of the parent was in the middle of a write: it connects by itself.
  */
 
 /*
@@ -484,15 +495,18 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_report_schema_error(struct cbshm *client
 /* ---- reports that nobody waits for -------------------------------------------------------- */
 
 /*
- * cbshm_report_drift() and cbshm_report_schema_error() for places that must not wait: the report is checked and copied into a
- * buffer, which takes a fraction of a microsecond, no lock, and, unless there are `details`, no memory from malloc(3). Any thread.
+ * cbshm_report_drift() and cbshm_report_schema_error() for places that must not wait: the report is
+ * checked and copied into a buffer, which takes a fraction of a microsecond, no lock, and, unless
+ * there are `details`, no memory from malloc(3). Any thread.
  *
- * Who sends it: if cbshm_fd() has been called, the program's event loop, and the call itself does at most wake that. Otherwise these calls
- * themselves (and every other write) send what the socket takes at once, and now and then read the answers; so what was reported
- * last may stay in the buffer until the next call, or cbshm_flush(). A report waits for the database for at most CBSHM_DEFAULT_TIMEOUT_MS. It
- * is sent once: one whose answer is lost with a connection is counted as unknown, and never repeated. While no agent can be
- * reached, reports stay in the buffer, and a connection is tried after 50 ms, doubled up to 5 s. Reports of one
- * thread are applied in their order; between them and its other writes there is none, but for cbshm_flush().
+ * Who sends it: if cbshm_fd() has been called, the program's event loop, and the call itself does
+ * at most wake that. Otherwise these calls themselves (and every other write) send what the socket
+ * takes at once, and now and then read the answers; so what was reported last may stay in the
+ * buffer until the next call, or cbshm_flush(). A report waits for the database for at most
+ * CBSHM_DEFAULT_TIMEOUT_MS. It is sent once: one whose answer is lost with a connection is counted
+ * as unknown, and never repeated. While no agent can be reached, reports stay in the buffer, and a
+ * connection is tried after 50 ms, doubled up to 5 s. Reports of one thread are applied in their
+ * order; between them and its other writes there is none, but for cbshm_flush().
  *
  * Errors: CBSHM_ERR_INVALID, CBSHM_ERR_FULL (the report is dropped, and counted), CBSHM_ERR_MEMORY.
  */
@@ -504,15 +518,20 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_report_schema_error_async(struct cbshm *
 								  const char *details);
 
 /*
- * Waits until everything that was queued before the call has been answered. `failed` (may be NULL): how many reports have failed or become
- * unknown since the last cbshm_flush(), which is said once. Any thread, the event loop's too.
+ * Waits until everything that was queued before the call has been answered. `failed` (may be NULL):
+ * how many reports have failed or become unknown since the last cbshm_flush(), which is said once.
+ * Any thread, the event loop's too.
  *
- * Errors: CBSHM_ERR_TIMEOUT (some are not answered, and stay queued; `failed` is set), CBSHM_ERR_INVALID, CBSHM_ERR_MEMORY.
+ * Errors: CBSHM_ERR_TIMEOUT (some are not answered, and stay queued; `failed` is set),
+ * CBSHM_ERR_INVALID, CBSHM_ERR_MEMORY.
  */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_flush(struct cbshm *client, struct cbshm_call *call,
 					      uint64_t *failed);
 
-/* Since cbshm_open(), in this process: queued = acknowledged + failed + unknown + pending. What was dropped was never queued. */
+/*
+ * Since cbshm_open(), in this process: queued = acknowledged + failed + unknown + pending. What was
+ * dropped was never queued.
+ */
 struct cbshm_report_stats {
 	size_t size;      /* in: sizeof(struct cbshm_report_stats), so that fields can be added */
 	uint64_t queued;  /* put into the buffer */
@@ -530,17 +549,20 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_get_report_stats(struct cbshm *client,
 							 struct cbshm_report_stats *stats);
 
 /*
- * For event loops: a descriptor that is readable (POLLIN, level-triggered) whenever cbshm_dispatch() has something to do: reports to send, answers to
- * take, a connection to make. It stays the same until cbshm_close(), which closes it; it is to be watched and nothing else. In the child of a fork(),
- * cbshm_fd() returns another one. From the first call on, sending reports is up to the loop.
+ * For event loops: a descriptor that is readable (POLLIN, level-triggered) whenever
+ * cbshm_dispatch() has something to do: reports to send, answers to take, a connection to make. It
+ * stays the same until cbshm_close(), which closes it; it is to be watched and nothing else. In the
+ * child of a fork(), cbshm_fd() returns another one. From the first call on, sending reports is up
+ * to the loop.
  *
  * Returns it, or an error: CBSHM_ERR_INVALID, CBSHM_ERR_MEMORY, CBSHM_ERR_SYSTEM.
  */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_fd(struct cbshm *client);
 
 /*
- * Does what there is to do, and does not wait. Also for programs without a loop, from time to time. Any thread. Returns 0, or why
- * reports cannot be sent at the moment, which passes by itself or not: it is tried again.
+ * Does what there is to do, and does not wait. Also for programs without a loop, from time to time.
+ * Any thread. Returns 0, or why reports cannot be sent at the moment, which passes by itself or
+ * not: it is tried again.
  */
 CBSHM_PUBLIC int cbshm_dispatch(struct cbshm *client);
 
@@ -611,19 +633,21 @@ struct cbshm_fleet {
 };
 
 /*
- * Waits until every agent that is alive has in its segment what was committed before the call: after a
- * cbshm_disable(), until no host lets traffic pass any more. An agent that dies meanwhile is silent after 10 s; engines on
- * such a host, if it runs, may still go by an earlier state. Returns at the deadline of `call` (default 5 s) with
- * CBSHM_ERR_BEHIND if some are behind; `fleet` is filled then, too. It is to be freed with cbshm_fleet_free() in any case.
+ * Waits until every agent that is alive has in its segment what was committed before the call:
+ * after a cbshm_disable(), until no host lets traffic pass any more. An agent that dies meanwhile
+ * is silent after 10 s; engines on such a host, if it runs, may still go by an earlier state.
+ * Returns at the deadline of `call` (default 5 s) with CBSHM_ERR_BEHIND if some are behind; `fleet`
+ * is filled then, too. It is to be freed with cbshm_fleet_free() in any case.
  */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_wait_fleet(struct cbshm *client, struct cbshm_call *call,
 						   struct cbshm_fleet *fleet);
 CBSHM_PUBLIC void cbshm_fleet_free(struct cbshm_fleet *fleet);
 
 /*
- * Any method of io.cbshm(7), for those that have no function here: `method` such as "GetLog", `parameters` a JSON object
- * without timeout_ms, or NULL. `reply` becomes the parameters of the reply as JSON, to be freed with free(3), or NULL. The outcome of a
- * lost answer is unknown (CBSHM_ERR_UNKNOWN) unless the method's name begins with Get.
+ * Any method of io.cbshm(7), for those that have no function here: `method` such as "GetLog",
+ * `parameters` a JSON object without timeout_ms, or NULL. `reply` becomes the parameters of the
+ * reply as JSON, to be freed with free(3), or NULL. The outcome of a lost answer is unknown
+ * (CBSHM_ERR_UNKNOWN) unless the method's name begins with Get.
  */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_call_json(struct cbshm *client, const char *method,
 						  const char *parameters, struct cbshm_call *call,
@@ -637,8 +661,9 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_call_json(struct cbshm *client, const ch
 #define CBSHM_POLICY_AUTO_RECOVER           0x10u
 
 /*
- * Changes a breaker's policy (creating the breaker if need be), or the fleet's defaults (`name` NULL). `set` names the fields taken from `policy`,
- * `clear` those that follow the fleet's default again (not for the fleet itself). Both 0: only reads. `result` (may be NULL): the policy now in
+ * Changes a breaker's policy (creating the breaker if need be), or the fleet's defaults (`name`
+ * NULL). `set` names the fields taken from `policy`, `clear` those that follow the fleet's default
+ * again (not for the fleet itself). Both 0: only reads. `result` (may be NULL): the policy now in
  * force. Errors: also CBSHM_ERR_NOT_FOUND when only reading.
  */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_set_policy(struct cbshm *client, const char *name,

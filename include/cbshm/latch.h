@@ -40,8 +40,8 @@
  *
  * A killed writer thus leaves, wherever it was, one copy that is whole and of the word's version.
  *
- * The other words, each with what stores it (release, unless it says otherwise), what loads it (acquire), and what the one who
- * sees the store also sees:
+ * The other words, each with what stores it (release, unless it says otherwise), what loads it
+ * (acquire), and what the one who sees the store also sees:
  *
  *	allocated         segment_file_grow()  segment_allocated()   the file holds those records: fallocate(2) came before
  *	word, live        slot_fill()          cbshm_check(), ...    the slot's name and both of its copies
@@ -61,10 +61,12 @@
  *	current mapping   attach_once()        segment_current()     the mapping, in one process
  *	handle's word     handle_set()         cbshm_check()         the mapping that it points into, in one process
  *
- * Stamps (heartbeat, database_confirmed, clock_offset) stand for themselves. Between two writers the lock is a full barrier.
+ * Stamps (heartbeat, database_confirmed, clock_offset) stand for themselves. Between two writers
+ * the lock is a full barrier.
  *
- * tests/model has the latch for spin(1), with kills, on orderly and on reordering memory: leaving out any step, W1 to W6 or
- * R1 to R6, is found. tests/torture/test_aarch64.py looks for the barriers in machine code.
+ * tests/model has the latch for spin(1), with kills, on orderly and on reordering memory: leaving
+ * out any step, W1 to W6 or R1 to R6, is found. tests/torture/test_aarch64.py looks for the
+ * barriers in machine code.
  */
 #ifndef CBSHM_LATCH_H
 #define CBSHM_LATCH_H
@@ -107,8 +109,8 @@ static inline void latch_fence_acquire(void)
 #endif
 
 /*
- * Where a test kills the writer: before every store here, and before every step that changes a file (agent/segment_file.c).
- * Nothing in the product; tests/torture/crash_points.c is built with it.
+ * Where a test kills the writer: before every store here, and before every step that changes a file
+ * (agent/segment_file.c). Nothing in the product; tests/torture/crash_points.c is built with it.
  */
 #ifdef CBSHM_CRASH_POINTS
 void crash_point(void);
@@ -237,8 +239,9 @@ static inline void payload_read_bytes(char *to, const uint64_t *from)
 }
 
 /*
- * However wrong the length is: until R5 has been passed it may be of another version than the text. Three words at once,
- * of which both texts have a whole number: a loop of few rounds is one whose end a processor foresees.
+ * However wrong the length is: until R5 has been passed it may be of another version than the text.
+ * Three words at once, of which both texts have a whole number: a loop of few rounds is one whose
+ * end a processor foresees.
  */
 static inline void payload_read_text(char *to, const uint64_t *from, size_t length, size_t room)
 {
@@ -311,9 +314,10 @@ static inline bool latch_read(const struct cbshm_record *record, const uint64_t 
 #define CBSHM_LATCH_DEADLINE (offsetof(struct cbshm_detail, deadline) / sizeof(uint64_t))
 
 /*
- * R1 to R6 for the deadline alone, once: the check of an open breaker with a TTL spends most of its time on the
- * clock, and this is made to be lost in it. The sequence is loaded before the word and again after both loads of the
- * copy, so that the same pairs hold as in latch_read(). False if an update is under way: latch_read() then does it in full.
+ * R1 to R6 for the deadline alone, once: the check of an open breaker with a TTL spends most of its
+ * time on the clock, and this is made to be lost in it. The sequence is loaded before the word and
+ * again after both loads of the copy, so that the same pairs hold as in latch_read(). False if an
+ * update is under way: latch_read() then does it in full.
  */
 static inline bool latch_read_deadline(const struct cbshm_record *record, const uint64_t *word,
 				       uint64_t *value, int64_t *deadline)

@@ -164,8 +164,9 @@ struct cbshm_segment_header {
 	int64_t clock_offset; /* database's clock minus this host's CLOCK_REALTIME, microseconds */
 	uint64_t owner_pid;   /* in the agent's pid namespace; for people */
 	/*
-	 * Since minor version 1. Not 0: the contents are from before the segment was made, last confirmed by the database
-	 * at this time of CLOCK_REALTIME, microseconds; until the database confirms them again.
+	 * Since minor version 1. Not 0: the contents are from before the segment was made, last
+	 * confirmed by the database at this time of CLOCK_REALTIME, microseconds; until the
+	 * database confirms them again.
 	 */
 	uint64_t restored_at;
 	uint64_t reserved1;
@@ -184,9 +185,9 @@ struct cbshm_segment_header {
 	uint64_t reserved4[6];
 
 	/*
-	 * A robust, process-shared mutex that the agent's main thread holds for life. The kernel sets
-	 * FUTEX_OWNER_DIED (0x40000000) in the 32-bit word at `owner_word_offset` from the segment's start when the thread ends,
-	 * however it ends; readers only load that word.
+	 * A robust, process-shared mutex that the agent's main thread holds for life. The kernel
+	 * sets FUTEX_OWNER_DIED (0x40000000) in the 32-bit word at `owner_word_offset` from the
+	 * segment's start when the thread ends, however it ends; readers only load that word.
 	 */
 	_Alignas(64) uint32_t owner_word_offset;
 	uint32_t reserved5;
