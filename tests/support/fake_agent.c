@@ -83,6 +83,7 @@ static void act(struct connection *connection, const char *text)
 	}
 	if (step->action == CLOSE || step->action == REPLY_AND_CLOSE)
 		hang_up(connection);
+	server.served++;
 }
 
 static void serve(struct connection *connection)
@@ -172,7 +173,7 @@ void server_begin(const struct step *script, int steps)
 	memset(server.messages, 0, sizeof(server.messages));
 	server.script = script;
 	server.steps = steps;
-	server.step = server.accepted = server.received = 0;
+	server.step = server.accepted = server.received = server.served = 0;
 	for (int i = 0; i < CONNECTIONS; i++)
 		server.connections[i] = (struct connection){.fd = -1};
 	server.listener = listen_at(server.path);

@@ -47,6 +47,7 @@ struct server {
 	const struct step *script; /* the last step stays */
 	int steps;
 	_Atomic int step, accepted, received;
+	_Atomic int served; /* messages with which all is done that the script says */
 	char *messages[MESSAGES];
 	struct connection connections[CONNECTIONS];
 };
