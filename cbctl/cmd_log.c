@@ -118,16 +118,9 @@ static int add_since(struct cbctl *cbctl, const char *text, cJSON *parameters)
 
 	if (text == NULL)
 		return 0;
-	if (duration_parse(text, &us) == NULL) {
-		us = database_now(cbctl) - us;
-	} else {
-		wrong = until_parse(text, 0, &us);
-		if (wrong != NULL || us == INT64_MAX)
-			return fail_usage(&command_log,
-					  "--since %s is neither a duration, such as 2h, nor a "
-					  "time, such as \"2030-01-31 18:00\"",
-					  text);
-	}
+	wrong = since_parse(text, database_now(cbctl), &us);
+	if (wrong != NULL)
+		return fail_usage(&command_log, "--since \"%s\" %s", text, wrong);
 	json_time(parameters, "since", us);
 	return 0;
 }
@@ -167,7 +160,8 @@ const struct command command_log = {
 		"breaker, or of all and the fleet's policy; who claims to have made it, and who\n"
 		"that was as the kernel, or the database for changes by SQL, has proven.\n"
 		"\n"
-		"  --since TIME  not what is older: 2h, 7d, \"2030-01-31 18:00\", or with a zone\n"
+		"  --since TIME  not what is older: 2h, \"today 09:00\", or as for disable "
+		"--until\n"
 		"  --limit N     at most so many, 1 to 1000; 10 if left out\n",
 	.options = options,
 	.least = 0,

@@ -99,12 +99,14 @@ static const char *state_words(const char *event, const struct cbshm_state *befo
 			       const struct cbshm_state *now)
 {
 	const struct cbshm_policy *policy = &now->policy;
+	const bool ends = now->remaining_us != CBSHM_NO_TIME && policy->auto_recover;
 	char lasted[64];
 
 	if (strcmp(event, "disabled") == 0)
-		return formatted(
-			"  ends in %s, %s%s (%s)", state_left(now), clean(now->disabled_reason),
-			now->flags & CBSHM_STATE_REASON_CUT ? "..." : "", clean(now->disabled_by));
+		return formatted("  %s%s, %s%s (%s)", ends ? "ends in " : "",
+				 ends ? state_left(now) : "for good", clean(now->disabled_reason),
+				 now->flags & CBSHM_STATE_REASON_CUT ? "..." : "",
+				 clean(now->disabled_by));
 	if (strcmp(event, "enabled") == 0 && now->row_disabled)
 		return "  its time is up";
 	if (strcmp(event, "enabled") == 0 && before->opened_at != CBSHM_NO_TIME) {

@@ -86,14 +86,14 @@ const char *duration_parse(const char *text, int64_t *microseconds)
 
 /* ---- times of the local zone ------------------------------------------------------------ */
 
-enum day { DAY_NEXT, DAY_TODAY, DAY_TOMORROW, DAY_OF_WEEK, DAY_GIVEN };
+enum day { DAY_NEAREST, DAY_TODAY, DAY_TOMORROW, DAY_OF_WEEK, DAY_GIVEN };
 
 /* For strptime(3): what is not there is taken from today. */
 static const struct {
 	const char *format;
 	enum day day;
 } forms[] = {
-	{"%H:%M", DAY_NEXT},       {"today %H:%M", DAY_TODAY},    {"tomorrow %H:%M", DAY_TOMORROW},
+	{"%H:%M", DAY_NEAREST},    {"today %H:%M", DAY_TODAY},    {"tomorrow %H:%M", DAY_TOMORROW},
 	{"%A %H:%M", DAY_OF_WEEK}, {"%Y-%m-%d %H:%M", DAY_GIVEN},
 };
 
@@ -118,18 +118,29 @@ static bool moment_of(const struct tm *shown, int64_t *us)
 	return found;
 }
 
+/* Which one of those that a form may mean: the next, or the last. */
+enum side { TO_COME, PAST };
+
 /* Puts the form's day into *tm, in which strptime() has put the rest; `today` is now. */
-static void set_day(enum day day, const struct tm *today, struct tm *tm)
+static void set_day(enum day day, enum side side, const struct tm *today, struct tm *tm)
 {
 	const bool passed = tm->tm_hour * 60 + tm->tm_min <= today->tm_hour * 60 + today->tm_min;
 
 	tm->tm_sec = 0;
-	if (day == DAY_TOMORROW || (day == DAY_NEXT && passed))
+	if (day == DAY_TOMORROW)
 		tm->tm_mday++;
+	if (day == DAY_NEAREST && side == TO_COME && passed)
+		tm->tm_mday++;
+	if (day == DAY_NEAREST && side == PAST && !passed)
+		tm->tm_mday--;
 	if (day == DAY_OF_WEEK) {
 		int days = (tm->tm_wday - today->tm_wday + 7) % 7;
 
-		tm->tm_mday += days == 0 && passed ? 7 : days;
+		if (side == TO_COME && days == 0 && passed)
+			days = 7;
+		if (side == PAST && (days != 0 || !passed))
+			days -= 7;
+		tm->tm_mday += days;
 	}
 }
 
@@ -141,7 +152,16 @@ static bool is_date(const struct tm *given)
 	return timegm(&tm) != (time_t)-1 && tm.tm_mday == given->tm_mday;
 }
 
-static const char *local_parse(const char *text, int64_t now, int64_t *us)
+static const char until_form[] =
+	"must be a time such as 18:00, \"tomorrow 09:00\", \"friday 17:00\" or \"2030-01-31 "
+	"18:00\", "
+	"one with its zone such as 2030-01-31T18:00:00Z, or never (for a duration take --for)";
+
+static const char since_form[] =
+	"must be a duration before now, such as 2h, or a time such as 18:00, \"today 09:00\", "
+	"\"friday 17:00\", \"2030-01-31 18:00\" or 2030-01-31T18:00:00Z";
+
+static const char *local_parse(const char *text, int64_t now, enum side side, int64_t *us)
 {
 	const time_t seconds = (time_t)(now / SECOND);
 	struct tm today;
@@ -155,15 +175,13 @@ static const char *local_parse(const char *text, int64_t now, int64_t *us)
 
 		if (end == NULL || *end != '\0' || !is_date(&tm))
 			continue;
-		set_day(forms[i].day, &today, &tm);
+		set_day(forms[i].day, side, &today, &tm);
 		return moment_of(&tm, us) ? NULL
 					  : "does not exist or is there twice, as the clocks are "
 					    "changed then; "
 					    "take a time with its zone";
 	}
-	return "must be a time such as 18:00, \"tomorrow 09:00\", \"friday 17:00\" or \"2030-01-31 "
-	       "18:00\", one with its zone such as 2030-01-31T18:00:00Z, or never (for a duration "
-	       "take --for)";
+	return side == TO_COME ? until_form : since_form;
 }
 
 const char *until_parse(const char *text, int64_t now, int64_t *microseconds)
@@ -175,12 +193,22 @@ const char *until_parse(const char *text, int64_t now, int64_t *microseconds)
 		return NULL;
 	}
 	if (!timestamp_parse(text, microseconds))
-		wrong = local_parse(text, now, microseconds);
+		wrong = local_parse(text, now, TO_COME, microseconds);
 	if (wrong != NULL)
 		return wrong;
 	if (*microseconds <= now)
 		return "must be a time to come; it has passed";
 	return NULL;
+}
+
+const char *since_parse(const char *text, int64_t now, int64_t *microseconds)
+{
+	if (duration_parse(text, microseconds) == NULL) {
+		*microseconds = now - *microseconds;
+		return NULL;
+	}
+	return timestamp_parse(text, microseconds) ? NULL
+						   : local_parse(text, now, PAST, microseconds);
 }
 
 void duration_format(int64_t us, char *text, size_t size)

@@ -25,6 +25,12 @@ const char *duration_parse(const char *text, int64_t *microseconds);
  */
 const char *until_parse(const char *text, int64_t now, int64_t *microseconds);
 
+/*
+ * A duration before `now`, as in duration_parse(), or a time as in until_parse(), but the last 18:00 or friday, and not
+ * "never". Returns likewise.
+ */
+const char *since_parse(const char *text, int64_t now, int64_t *microseconds);
+
 /* "23 h 59 min", "45 s": the two largest units, rounded down. */
 void duration_format(int64_t microseconds, char *text, size_t size);
 

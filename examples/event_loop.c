@@ -8,8 +8,6 @@
  *
  *	printf 'costsim_v2 0.25\ncostsim_v2 0.1\n' | event_loop
  */
-#include "config.h"
-
 #include <inttypes.h>
 #include <poll.h>
 #include <stdbool.h>
@@ -17,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cbshm.h"
+#include <cbshm.h>
 
 struct input {
 	char text[65536];

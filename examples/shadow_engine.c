@@ -17,7 +17,7 @@
  *
  * Every 7 days it reports the drift: the share of forecasts in which the paths disagree.
  */
-#include "config.h"
+#define _POSIX_C_SOURCE 200809L /* clock_nanosleep() */
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -27,7 +27,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "cbshm.h"
+#include <cbshm.h>
 
 #define MEMORY_DAYS       28   /* what a forecast is made from */
 #define WINDOW_DAYS       7    /* what one drift report is made from */

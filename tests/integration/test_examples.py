@@ -141,6 +141,16 @@ class Examples(Case):
                 self.assertEqual(built.returncode, 0, built.stdout)
                 self.assertNotEqual(self.shell("./example") + "x", "")
 
+    def test_engines(self):
+        """The engines in examples/ compile where they are copied to: they need nothing but what is installed."""
+        for path in glob.glob(os.path.join(tap.source_dir(), "examples", "*.c")):
+            with self.subTest(path=path):
+                built = subprocess.run(
+                    ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I",
+                     os.path.join(tap.source_dir(), "include"), path], cwd=self.directory,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+                self.assertEqual(built.returncode, 0, built.stdout)
+
     def test_configurations(self):
         """The groups may not exist here."""
         with open(os.path.join(tap.source_dir(), "systemd", "cbagent.conf.example"), encoding="utf-8") as file:

@@ -93,7 +93,9 @@ class Watch(unittest.TestCase):
             watch.wait_for("enabled   old  after ")
             self.postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'quiet'")
             watch.wait_for("deleted   quiet")
-            self.assertEqual(len(watch.lines()), 8)
+            self.cbctl("disable", "old", "--reason", "again", "--until", "never", check=0)
+            watch.wait_for("disabled  old  for good, again (")
+            self.assertEqual(len(watch.lines()), 9)
 
     def test_json(self):
         self.cbctl("disable", "a", "--reason", "r", check=0)

@@ -225,6 +225,42 @@ static void test_until_local(void)
 	tzset();
 }
 
+static void since(const char *text, int64_t expected)
+{
+	int64_t us = -1;
+	const char *wrong = since_parse(text, MONDAY, &us);
+
+	CU_ASSERT_PTR_NULL(wrong);
+	CU_ASSERT_EQUAL(us, expected);
+	if (us != expected)
+		tap_note("%s: %s, %lld s ago", text, wrong != NULL ? wrong : "taken",
+			 (long long)((MONDAY - us) / SECOND));
+}
+
+static void test_since(void)
+{
+	static const char *const wrong[] = {"never", "soon", "", "-1h", "yesterday"};
+	int64_t us;
+
+	setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3", 1);
+	tzset();
+	since("2h", MONDAY - 7200 * SECOND);
+	since("2026-11-23T20:00:00Z", MONDAY - 3600 * SECOND);
+	since("21:30", MONDAY - 1800 * SECOND);
+	since("22:00", MONDAY);
+	since("23:30", MONDAY - DAY + 5400 * SECOND);
+	since("today 00:00", MONDAY - 22 * 3600 * SECOND);
+	since("monday 21:00", MONDAY - 3600 * SECOND);
+	since("monday 22:01", MONDAY - 7 * DAY + 60 * SECOND);
+	since("friday 22:00", MONDAY - 3 * DAY);
+	since("2026-11-21 22:00", MONDAY - 2 * DAY);
+	CU_ASSERT_PTR_NOT_NULL(strstr(since_parse("2026-10-25 02:30", MONDAY, &us), "clocks"));
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(*wrong); i++)
+		CU_ASSERT_PTR_NOT_NULL(strstr(since_parse(wrong[i], MONDAY, &us), "before now"));
+	unsetenv("TZ");
+	tzset();
+}
+
 static void formats(int64_t us, const char *expected)
 {
 	char text[64];
@@ -324,6 +360,7 @@ int main(void)
 	CU_add_test(suite, "what is no duration is refused, and why", test_duration_refuses);
 	CU_add_test(suite, "until lies in the future", test_until);
 	CU_add_test(suite, "until in the local zone", test_until_local);
+	CU_add_test(suite, "since in the local zone", test_since);
 	CU_add_test(suite, "durations for people", test_duration_format);
 	CU_add_test(suite, "durations as they are read", test_duration_write);
 	CU_add_test(suite, "times for people are local", test_time_format);
