@@ -752,15 +752,19 @@ class Faults(unittest.TestCase):
 
     def test_lane_whose_settings_fail(self):
         proxy = self.proxy()
-        agent = self.agent(conninfo=proxy.conninfo())
-        spoilt = []
+        heard, spoilt = [], []
 
         def spoil(data):
-            if spoilt or b"'TimeZone', 'UTC'" not in data:
+            # Until it has heard its own notification, the agent makes the settings again before each statement.
+            if b"UNLISTEN" in data:
+                heard.append(True)
+            if spoilt or not heard or b"'TimeZone', 'UTC'" not in data:
                 return True
             spoilt.append(True)
             return data.replace(b"'TimeZone', 'UTC'", b"'TimeZone', 'no!'")
         proxy.client_filter = spoil
+        agent = self.agent(conninfo=proxy.conninfo())
+        wait_for(lambda: heard)
         self.assertEqual(error_of(agent.call, "SetPolicy", name="x", set={"failure_threshold": 2})[0], "ok")
         self.assertTrue(spoilt)
 
