@@ -63,7 +63,7 @@ class Fleet(unittest.TestCase):
     def wait_fleet(self, timeout_ms=10000, agent=None):
         return (agent or self.first).call("WaitFleet", timeout_ms=timeout_ms)["fleet"]
 
-    def in_force(self, timeout_ms=10000):
+    def in_force(self, timeout_ms=18000):
         fleet = self.wait_fleet(timeout_ms)
         self.assertEqual((fleet["hosts"], fleet["in_force"], fleet["behind"]), (3, 3, []))
         return fleet
