@@ -497,7 +497,7 @@ CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_report_schema_error(struct cbshm *client
 /*
  * cbshm_report_drift() and cbshm_report_schema_error() for places that must not wait: the report is
  * checked and copied into a buffer, which takes a fraction of a microsecond, no lock, and, unless
- * there are `details`, no memory from malloc(3). Any thread.
+ * it is the first or has `details`, no memory from malloc(3). Any thread.
  *
  * Who sends it: if cbshm_fd() has been called, the program's event loop, and the call itself does
  * at most wake that. Otherwise these calls themselves (and every other write) send what the socket

@@ -429,8 +429,6 @@ int cbshm_open(const struct cbshm_options *options, struct cbshm **client)
 						    "CBSHM_OWNER", DEFAULT_OWNER));
 	if (!error)
 		error = set_report_buffer(opened, options);
-	if (!error)
-		error = process_open(opened);
 	if (error) {
 		cbshm_close(opened);
 		return error;
@@ -461,9 +459,12 @@ void cbshm_close(struct cbshm *client)
 {
 	if (!client)
 		return;
+	struct process *process = atomic_load(&client->process);
+
 	if (client->reader)
 		reader_free(client->reader);
-	process_close(client);
+	if (process)
+		process->close(client);
 	free(client->segment);
 	free(client->socket);
 	free(client);

@@ -23,7 +23,7 @@ struct cbshm {
 	size_t report_buffer;          /* bytes, a power of two */
 	struct segment_reader *reader; /* attach.c's; never NULL */
 
-	struct process *_Atomic process; /* process.c's: the connections. Never NULL */
+	struct process *_Atomic process; /* process.c's: connections; NULL before the first write */
 };
 
 #endif /* LIBCBSHM_CBSHM_PRIVATE_H */

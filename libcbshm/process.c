@@ -55,12 +55,28 @@ static void disown(struct process *parents)
 	reports_disown(parents->reports);
 }
 
+/* What a parent left in the memory of its child is only memory: its locks may be held by threads that are not here. */
+static void process_close(struct cbshm *client)
+{
+	struct process *process = atomic_load(&client->process);
+
+	if (!is_this_process(process))
+		disown(process);
+	while (process != NULL) {
+		struct process *older = process->older;
+
+		process_free(process);
+		process = older;
+	}
+}
+
 static struct process *process_new(struct cbshm *client)
 {
 	struct process *process = calloc(1, sizeof(*process));
 
 	if (process == NULL)
 		return NULL;
+	process->close = process_close;
 	process->mark = mark_new();
 	process->pipelines = pipelines_new(client);
 	process->reports = reports_new(client);
@@ -71,47 +87,23 @@ static struct process *process_new(struct cbshm *client)
 	return process;
 }
 
-int process_open(struct cbshm *client)
-{
-	struct process *process = process_new(client);
-
-	if (process == NULL)
-		return CBSHM_ERR_MEMORY;
-	atomic_store(&client->process, process);
-	return 0;
-}
-
 struct process *process_of(struct cbshm *client)
 {
 	/* Pairs with the exchange below. */
 	struct process *found = atomic_load_explicit(&client->process, memory_order_acquire);
 	struct process *made;
 
-	if (is_this_process(found))
+	if (found != NULL && is_this_process(found))
 		return found;
 	made = process_new(client);
 	if (made == NULL)
 		return NULL;
 	made->older = found;
 	if (atomic_compare_exchange_strong(&client->process, &found, made)) {
-		disown(made->older);
+		if (made->older != NULL)
+			disown(made->older);
 		return made;
 	}
-	process_free(made); /* another thread of the child was faster */
+	process_free(made); /* another thread was faster */
 	return found;
-}
-
-/* What a parent left in the memory of its child is only memory: its locks may be held by threads that are not here. */
-void process_close(struct cbshm *client)
-{
-	struct process *process = atomic_load(&client->process);
-
-	if (process != NULL && !is_this_process(process))
-		disown(process);
-	while (process != NULL) {
-		struct process *older = process->older;
-
-		process_free(process);
-		process = older;
-	}
 }

@@ -3,8 +3,7 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * The read path needs libc alone, but cbshm_open() also prepares for writes, which need libraries that are not there for the other
- * machine. And qemu-user has no robust futexes: who owns the segment is written down without the kernel's help.
+ * qemu-user has no robust futexes: who owns the segment is written down without the kernel's help.
  */
 #include "config.h"
 
@@ -12,18 +11,6 @@
 
 #include "agent/segment_file.h"
 #include "cbshm/latch.h"
-#include "libcbshm/process.h"
-
-int process_open(struct cbshm *client)
-{
-	(void)client;
-	return 0;
-}
-
-void process_close(struct cbshm *client)
-{
-	(void)client;
-}
 
 /* The linker puts these in place of those of segment_file.c (--wrap). */
 int __wrap_segment_owner_take(const struct segment_file *file,
