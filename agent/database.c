@@ -271,8 +271,8 @@ static void log_trouble(struct database *database)
 	log_problem(
 		LOG_LEVEL_WARNING, "database_unavailable",
 		database->schema_trouble
-			? "readers go on; bring the schema there with cbctl migrate, or install "
-			  "the agent that fits it"
+			? "readers go on; do what the reason says; the schema and the rights of "
+			  "the agent's role are in cbshm-sql(7)"
 			: "readers go on; see that the server of conninfo in [postgres] is up, "
 			  "takes writes and lets this user in",
 		"state=%s reason=%s", state_names[database->state], LOG_VALUE(database->trouble));

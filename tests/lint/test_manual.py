@@ -256,6 +256,20 @@ class Library(Compare):
                     self.assertTrue(field in words or field == "reserved", f"{field} stands in no page")
 
 
+class Segment(Compare):
+    def test_layout(self):
+        """The tables of cbshm-segment(5) are what segment.h asserts."""
+        header, page = source("include", "cbshm", "segment.h"), Page("cbshm-segment.5").text
+        for table, struct in (("Header", "segment_header"), ("Record", "record"), ("Detail", "detail")):
+            section = re.search(rf"^\.Ss {table}\n(.*?)(?=^\.S[sh] )", page, re.S | re.M)[1]
+            code = re.findall(rf"^CBSHM_OFFSET\(cbshm_{struct}, (\w+), (\d+)\)", header, re.M)
+            rows = [(field, offset) for offset, field in re.findall(r"^\.It (\d+) Ta \S+ Ta (\w+)", section, re.M)]
+            self.same(table, code, [row for row in rows if row != ("copies", "608")])
+        for version in ("MAJOR", "MINOR"):
+            number = re.search(rf"^#define CBSHM_LAYOUT_{version}\s+(\d+)", header, re.M)[1]
+            self.assertIn(f"layout_{version.lower()}, {number}:", re.findall(r"layout_m\w+, \d+:", page))
+
+
 class Varlink(Compare):
     PAGE = Page("io.cbshm.7")
     TEXT = source("agent", "io.cbshm.varlink")
