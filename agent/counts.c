@@ -9,6 +9,7 @@
 
 #include <inttypes.h>
 #include <search.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,15 +19,21 @@
 #include "agent/database.h"
 #include "agent/text.h"
 
+/* Breakers that are remembered after they have been told of. */
+#define TOLD_MAX 65536
+
 struct count {
 	char *name;
 	uint64_t version;
+	uint64_t told; /* most reports change nothing: the version is still this one */
 };
 
 struct counts {
 	struct agent *agent;
 	void *tree; /* by name */
+	unsigned size;
 	struct count *latest;
+	bool news; /* something is to be told */
 };
 
 static const char sql_notify[] = "SELECT pg_catalog.pg_notify('cbshm', n)"
@@ -48,6 +55,7 @@ static struct count *find(struct counts *counts, const char *name)
 	made->name = memory_copy(name);
 	if (tsearch(made, &counts->tree, by_name) == NULL)
 		abort();
+	counts->size++;
 	return made;
 }
 
@@ -55,17 +63,20 @@ void counts_note(struct counts *counts, const char *name, uint64_t version)
 {
 	if (counts->latest == NULL || strcmp(counts->latest->name, name) != 0)
 		counts->latest = find(counts, name);
-	if (version > counts->latest->version)
-		counts->latest->version = version;
+	if (version <= counts->latest->version)
+		return;
+	counts->latest->version = version;
+	counts->news = true;
 }
 
 static void add(const void *node, VISIT visit, void *arg)
 {
-	const struct count *count = *(const struct count *const *)node;
+	struct count *count = *(struct count *const *)node;
 	struct text payload = {0};
 
-	if (visit != postorder && visit != leaf)
+	if ((visit != postorder && visit != leaf) || count->told == count->version)
 		return;
+	count->told = count->version;
 	text_format(&payload, "n %" PRIu64 " %s", count->version, count->name);
 	text_array_add(arg, payload.data);
 	free(payload.data);
@@ -84,6 +95,24 @@ static void clear(struct counts *counts)
 	tdestroy(counts->tree, free_count);
 	counts->tree = NULL;
 	counts->latest = NULL;
+	counts->size = 0;
+}
+
+static void forget_told(const void *node, VISIT visit, void *arg)
+{
+	struct count *count = *(struct count *const *)node;
+
+	(void)arg;
+	if (visit != postorder && visit != leaf)
+		return;
+	if (count->told == count->version)
+		count->version = 0;
+	count->told = 0;
+}
+
+void counts_disconnected(struct counts *counts)
+{
+	twalk_r(counts->tree, forget_told, NULL);
 }
 
 /* Nothing hangs on it: see counts.h. */
@@ -99,10 +128,12 @@ void counts_tick(struct counts *counts)
 	struct text payloads = {0};
 	struct unit *unit;
 
-	if (counts->tree == NULL)
+	if (!counts->news)
 		return;
 	twalk_r(counts->tree, add, &payloads);
-	clear(counts);
+	counts->news = false;
+	if (counts->size > TOLD_MAX)
+		clear(counts);
 	unit = unit_new(on_notified, NULL);
 	unit_add(unit, sql_notify, 1, text_array_end(&payloads));
 	unit_prepared(unit);

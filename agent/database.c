@@ -323,6 +323,7 @@ static void on_reset(evutil_socket_t fd, short what, void *arg)
 	/* An attempt has failed: nothing is to be expected soon, unless the loss is a moment ago. */
 	if (!was_live && database->failures > 0 && !database->ever_live)
 		database->was_live = false;
+	counts_disconnected(database->agent->counts);
 	queries_database_changed(database->agent->queries);
 	fleet_database_changed(database->agent->fleet);
 	writer_database_changed(database->agent->writer);

@@ -203,6 +203,27 @@ class Mirror(unittest.TestCase):
                 other.call("ReportDrift", name="counted elsewhere", drift_score=1.0, sample_count=1)
             wait_for(lambda: (listed(self.agent, "counted elsewhere") or {}).get("consecutive_failures") == 2, 10)
 
+    def test_reports_that_change_nothing_are_told_to_nobody(self):
+        """Most reports are good ones on breakers without failures: they must not cost every host a message."""
+        def report(score):
+            self.agent.call("ReportDrift", name="healthy", drift_score=score, sample_count=1)
+
+        heard = self.postgres.session()
+        heard.execute("LISTEN cbshm")
+        report(0.9)
+        version = listed(self.agent, "healthy")["version"]
+        said = []
+        wait_for(lambda: said.append(heard.execute("SELECT 1")) or f"n {version} healthy" in "".join(said), 5)
+        report(0.0)
+        version = listed(self.agent, "healthy")["version"]
+        end = time.monotonic() + 3.5
+        while time.monotonic() < end:
+            report(0.0)
+            time.sleep(0.1)
+        heard_of = re.findall(r'payload "(n \d+ healthy)"', heard.execute("SELECT 1"))
+        self.assertEqual(heard_of, [f"n {version} healthy"])
+        heard.close()
+
     def test_counters_of_others_within_two_seconds(self):
         self.postgres.psql("INSERT INTO cbshm.breaker (name) VALUES ('counter')")
         wait_for(lambda: listed(self.agent, "counter"), 1)
