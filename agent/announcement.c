@@ -170,3 +170,11 @@ bool announcement_parse(char *payload, const struct announcement_key *key,
 	announcement->whole = sealed && rest != NULL && parse_row(rest, announcement);
 	return true;
 }
+
+bool announcement_barrier(char *payload, const struct announcement_key *key, int64_t *barrier)
+{
+	if (!take_seal(payload, key) || strncmp(payload, "b ", 2) != 0)
+		return false;
+	*barrier = strtoll(payload + 2, NULL, 10);
+	return true;
+}

@@ -34,4 +34,7 @@ void announcement_key_set(struct announcement_key *key, const char *digits);
 bool announcement_parse(char *payload, const struct announcement_key *key,
 			struct announcement *announcement);
 
+/* "b 7" and its seal; changes the payload. False if the database has not said it. */
+bool announcement_barrier(char *payload, const struct announcement_key *key, int64_t *barrier);
+
 #endif /* AGENT_ANNOUNCEMENT_H */

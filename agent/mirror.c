@@ -768,6 +768,17 @@ static void hear_change(struct mirror *mirror, char *payload)
 		    row->version, announced.kind == 'd');
 }
 
+/* What somebody else than the database has said makes the agent ask the database, no more. */
+static void hear_announced_barrier(struct mirror *mirror, char *payload)
+{
+	int64_t number;
+
+	if (announcement_barrier(payload, &mirror->key, &number))
+		hear_barrier(mirror, number);
+	else
+		mirror_reload(mirror, NULL, NULL);
+}
+
 /* "s", "b 7", and what announcement.c knows; anything else is for an agent of another version. */
 void mirror_notified(struct mirror *mirror, const char *payload)
 {
@@ -775,13 +786,14 @@ void mirror_notified(struct mirror *mirror, const char *payload)
 
 	if (strcmp(payload, "s") == 0) {
 		mirror_reload(mirror, NULL, NULL);
-	} else if (payload[0] == 'b' && payload[1] == ' ') {
-		hear_barrier(mirror, atoll(payload + 2));
-	} else {
-		copy = memory_copy(payload);
-		hear_change(mirror, copy);
-		free(copy);
+		return;
 	}
+	copy = memory_copy(payload);
+	if (copy[0] == 'b' && copy[1] == ' ')
+		hear_announced_barrier(mirror, copy);
+	else
+		hear_change(mirror, copy);
+	free(copy);
 }
 
 bool mirror_is_current(const struct mirror *mirror)

@@ -162,6 +162,16 @@ class Mirror(unittest.TestCase):
         self.assertEqual(listed(self.agent, "forged")["version"], int(version))
         heard.close()
 
+    def test_forged_barrier(self):
+        """Nor is a number acknowledged that was never handed out."""
+        for forged in (str(2 ** 62), f"{2 ** 62}\x01", f"{2 ** 62}\x01" + "0" * 64):
+            self.postgres.psql(f"SELECT pg_notify('cbshm', 'b {forged}')", user="cbagent")
+        self.agent.call("Enable", name="other")
+        time.sleep(0.3)
+        self.assertEqual(self.postgres.rows("SELECT a.acknowledged FROM cbshm.agent a, cbshm.barrier b"
+                                            " WHERE a.acknowledged > b.last_value"), [])
+        self.assertEqual(self.agent.call("WaitFleet")["fleet"]["in_force"], 1)
+
     def test_policy_of_other_settings_is_asked_for(self):
         """A change that was made under the old settings, and commits after the new ones."""
         self.agent.call("Enable", name="older")

@@ -28,7 +28,9 @@ class Barriers(fixture.SqlTest):
         first, second = self.announce(), self.announce()
         self.assertGreater(second["barrier"], first["barrier"])
         self.assertEqual(self.value("cbshm.last_barrier()"), second["barrier"])
-        self.assertEqual(listener.hear(2), [f"b {first['barrier']}", f"b {second['barrier']}"])
+        told = [payload.split("\x01") for payload in listener.hear_whole(2)]
+        self.assertEqual([said for said, _ in told], [f"b {first['barrier']}", f"b {second['barrier']}"])
+        self.assertEqual([seal for _, seal in told], [self.value(f"cbshm.seal('{said}')") for said, _ in told])
 
     def test_nobody_has_acknowledged_the_first(self):
         """An agent may acknowledge what it reads before anybody has announced anything."""
