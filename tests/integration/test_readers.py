@@ -11,9 +11,13 @@ SEGMENT, STALE = "0", "3"  # enum cbshm_basis
 
 
 class Readers(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.postgres = Postgres().migrate()
+        cls.addClassCleanup(cls.postgres.close)
+
     def setUp(self):
-        self.postgres = Postgres().migrate()
-        self.addCleanup(self.postgres.close)
+        self.postgres.psql("DELETE FROM cbshm.breaker")
         self.agent = Agent(self.postgres)
         self.addCleanup(self.agent.close)
         self.probe = Probe(self.agent)
