@@ -3,8 +3,8 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * Only reads, and takes the breakers that there are: what none of them can show is not measured. The benchmark with something
- * beside each figure is tests/bench/.
+ * Only reads, and takes the breakers that there are: what none of them can show is not measured.
+ * The benchmark with something beside each figure is tests/bench/.
  */
 #include "config.h"
 

@@ -21,8 +21,8 @@
 int fleet_parse(const struct command *command, const char *value, int *timeout_ms);
 
 /*
- * Waits until every host has what was just committed, if timeout_ms is not 0, and says what came of it: for people, or as "fleet" in
- * `document` (not NULL with --json). Returns the exit status.
+ * Waits until every host has what was just committed, if timeout_ms is not 0, and says what came of
+ * it: for people, or as "fleet" in `document` (not NULL with --json). Returns the exit status.
  */
 int fleet_wait(struct cbctl *cbctl, int timeout_ms, cJSON *document);
 

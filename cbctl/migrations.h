@@ -20,8 +20,8 @@ struct migrations {
 };
 
 /*
- * The files NNNN_*.sql of a directory, in order. False: *message says what is wrong: no such directory, none in it, a number
- * missing or twice. Nothing to be freed then.
+ * The files NNNN_*.sql of a directory, in order. False: *message says what is wrong: no such
+ * directory, none in it, a number missing or twice. Nothing to be freed then.
  */
 bool migrations_find(const char *directory, struct migrations *migrations, char *message,
 		     size_t size);

@@ -16,7 +16,10 @@
 
 #include "cbctl/cbctl.h"
 
-/* Before anything is printed, and at the end, which returns the exit status: another one if stdout could not be written. */
+/*
+ * Before anything is printed, and at the end, which returns the exit status: another one if stdout
+ * could not be written.
+ */
 void output_begin(bool json);
 int output_end(int status);
 

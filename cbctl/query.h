@@ -11,8 +11,8 @@
 #include "cbctl/cbctl.h"
 
 /*
- * Calls `method` of io.cbshm; takes `parameters` over. 0, and *answer is the reply's parameters, to be deleted; or the exit
- * status after the error has been printed.
+ * Calls `method` of io.cbshm; takes `parameters` over. 0, and *answer is the reply's parameters, to
+ * be deleted; or the exit status after the error has been printed.
  */
 int query_agent(struct cbctl *cbctl, const char *method, cJSON *parameters, cJSON **answer);
 

@@ -17,7 +17,10 @@ bool screen_possible(void);
 void screen_enter(void);
 void screen_leave(void);
 
-/* Looks for keys and signals; sleeps through a ^Z. False: the person has had enough (q, ^C, or the terminal is gone). */
+/*
+ * Looks for keys and signals; sleeps through a ^Z. False: the person has had enough (q, ^C, or the
+ * terminal is gone).
+ */
 bool screen_goes_on(void);
 
 /* Whether the size has changed, or all is to be drawn again, since the last screen_begin(). */

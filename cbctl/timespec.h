@@ -13,8 +13,9 @@
 #define DURATION_MAX_US INT64_C(315360000000000)
 
 /*
- * "90s", "2h", "1h30m", "7d", "1.5h": to microseconds. Units are w, d, h, m or min, s, ms; each at most once, the larger
- * first. Returns NULL, or what is wrong with it, to be put behind the option's name.
+ * "90s", "2h", "1h30m", "7d", "1.5h": to microseconds. Units are w, d, h, m or min, s, ms; each at
+ * most once, the larger first. Returns NULL, or what is wrong with it, to be put behind the
+ * option's name.
  */
 const char *duration_parse(const char *text, int64_t *microseconds);
 

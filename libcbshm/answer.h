@@ -30,7 +30,10 @@ int answer_policy(const cJSON *parameters, struct cbshm_call *call, struct cbshm
 /* `fleet` is to be freed, whatever comes of it. */
 int answer_fleet(const cJSON *parameters, struct cbshm_call *call, struct cbshm_fleet *fleet);
 
-/* Fills everything but `disabled` and `remaining_us`, which take a clock. answer_one_state(): of a State object itself. */
+/*
+ * Fills everything but `disabled` and `remaining_us`, which take a clock. answer_one_state(): of a
+ * State object itself.
+ */
 int answer_state(const cJSON *parameters, struct cbshm_call *call, struct cbshm_state *state);
 int answer_one_state(const cJSON *object, struct cbshm_call *call, struct cbshm_state *state);
 

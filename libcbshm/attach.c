@@ -6,8 +6,9 @@
  * Decides whose segment is believed; what stands in it is judged in validate.c. The descriptor is closed
  * once the segment is mapped, so that nothing an engine does to its descriptors can reach it.
  *
- * Attaching also happens inside a check, perhaps in a signal handler: it takes no memory from malloc(3), waits for nobody,
- * and uses open(2) on the object's file, since shm_open(3) is not promised to be async-signal-safe.
+ * Attaching also happens inside a check, perhaps in a signal handler: it takes no memory from
+ * malloc(3), waits for nobody, and uses open(2) on the object's file, since shm_open(3) is not
+ * promised to be async-signal-safe.
  */
 #include "config.h"
 
@@ -161,9 +162,10 @@ static void unmap(struct mapping *mapping)
 }
 
 /*
- * One look at the name. 0 also if it still leads to the current mapping. Threads, and the handler that interrupts one, may
- * each look at once: the first whose mapping becomes the current one wins, and nobody has seen that of another. None may
- * leave it to another, as its answer would be one of a segment that has been replaced.
+ * One look at the name. 0 also if it still leads to the current mapping. Threads, and the handler
+ * that interrupts one, may each look at once: the first whose mapping becomes the current one wins,
+ * and nobody has seen that of another. None may leave it to another, as its answer would be one of
+ * a segment that has been replaced.
  */
 static int attach_once(struct cbshm *client, int *fd)
 {

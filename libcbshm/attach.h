@@ -66,8 +66,8 @@ int segment_attach(struct cbshm *client, bool now);
 bool segment_follow(struct cbshm *client, struct mapping *from);
 
 /*
- * The agent of `from` is dead, and cannot have said that there is another segment: does the name lead to one? At most one
- * look a second; true if there is a newer mapping.
+ * The agent of `from` is dead, and cannot have said that there is another segment: does the name
+ * lead to one? At most one look a second; true if there is a newer mapping.
  */
 bool segment_seek(struct cbshm *client, struct mapping *from);
 

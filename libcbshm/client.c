@@ -3,9 +3,10 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * Not the connections (pipeline.c), not the methods (write.c). The rule it exists for: "nothing was applied" is said only when that is
- * certain. A message of which the agent cannot have the end was not applied; one that it may have and did not answer is
- * repeated if it carries a request id, and else its outcome is unknown.
+ * Not the connections (pipeline.c), not the methods (write.c). The rule it exists for: "nothing was
+ * applied" is said only when that is certain. A message of which the agent cannot have the end was
+ * not applied; one that it may have and did not answer is repeated if it carries a request id, and
+ * else its outcome is unknown.
  */
 #include "config.h"
 

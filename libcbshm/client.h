@@ -22,13 +22,17 @@ enum client_kind {
 };
 
 /*
- * One call of io.cbshm, on the connection that all threads share: `method` without the interface's name. Takes `parameters` over. Returns 0, and *root is the reply (to be
- * deleted) and *answer its parameters; or an error of the write functions, with call->message.
+ * One call of io.cbshm, on the connection that all threads share: `method` without the interface's
+ * name. Takes `parameters` over. Returns 0, and *root is the reply (to be deleted) and *answer its
+ * parameters; or an error of the write functions, with call->message.
  */
 int client_call(struct cbshm *client, const char *method, enum client_kind kind, cJSON *parameters,
 		struct cbshm_call *call, cJSON **root, const cJSON **answer);
 
-/* When a call that begins now has to end, in microseconds of CLOCK_MONOTONIC: 0, or CBSHM_ERR_INVALID with a message. */
+/*
+ * When a call that begins now has to end, in microseconds of CLOCK_MONOTONIC: 0, or
+ * CBSHM_ERR_INVALID with a message.
+ */
 int call_deadline(struct cbshm_call *call, int64_t *deadline);
 
 #endif /* LIBCBSHM_CLIENT_H */

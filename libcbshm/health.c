@@ -36,8 +36,9 @@ int64_t health_now(void)
 }
 
 /*
- * Nanoseconds since a stamp, or -1. Agent and readers of one kernel stop and go on together, in suspend too; but a stamp of another
- * boot says nothing, and one from the future is of another time namespace.
+ * Nanoseconds since a stamp, or -1. Agent and readers of one kernel stop and go on together, in
+ * suspend too; but a stamp of another boot says nothing, and one from the future is of another time
+ * namespace.
  */
 static int64_t age(const struct mapping *mapping, const uint64_t *stamp)
 {

@@ -3,11 +3,12 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * A handle is two words that the inline check reads, changed here while it does. Nothing is locked, because nothing can go
- * wrong: a generation is handed out once, so a `live` fits the word of its own breaker and no other, whichever
- * mixture of an old and a new pair a check sees. That of the index word has INDEX set, and so fits no breaker's, though
- * the generation in it is some breaker's: see live_fits(). A handle that was left with an old pair does not fit its
- * word any more and comes back here.
+ * A handle is two words that the inline check reads, changed here while it does. Nothing is locked,
+ * because nothing can go wrong: a generation is handed out once, so a `live` fits the word of its
+ * own breaker and no other, whichever mixture of an old and a new pair a check sees. That of the
+ * index word has INDEX set, and so fits no breaker's, though the generation in it is some
+ * breaker's: see live_fits(). A handle that was left with an old pair does not fit its word any
+ * more and comes back here.
  */
 #include "config.h"
 

@@ -24,8 +24,9 @@ struct handle {
 	struct name_key key;
 	char name[CBSHM_NAME_MAX + 1];
 	/*
-	 * What to answer without news: enum cbshm_stale_policy, and from bit 2 on the nanoseconds until then. But for fail static,
-	 * breaker.live is CBSHM_LIVE_NEVER, so that every check takes the slow path, and `live` is what it would be.
+	 * What to answer without news: enum cbshm_stale_policy, and from bit 2 on the nanoseconds
+	 * until then. But for fail static, breaker.live is CBSHM_LIVE_NEVER, so that every check
+	 * takes the slow path, and `live` is what it would be.
 	 */
 	_Atomic uint64_t stale;
 	_Atomic uint32_t live;
@@ -88,11 +89,12 @@ struct place {
 };
 
 /*
- * The short way from a handle's word to its slot: false if it takes handle_resolve(). Found by arithmetic on
- * the word's address, never remembered beside it: another thread may be changing the handle, and versions are so
- * small that the record of one breaker may fit the word of another. Only the mapping may be newer than the word's, and that
- * shows: mappings do not overlap and stay until cbshm_close(), so a word of another one (as the index word, or that of
- * a handle without a segment) is no slot of this one.
+ * The short way from a handle's word to its slot: false if it takes handle_resolve(). Found by
+ * arithmetic on the word's address, never remembered beside it: another thread may be changing the
+ * handle, and versions are so small that the record of one breaker may fit the word of another.
+ * Only the mapping may be newer than the word's, and that shows: mappings do not overlap and stay
+ * until cbshm_close(), so a word of another one (as the index word, or that of a handle without a
+ * segment) is no slot of this one.
  */
 static inline bool place_of(const struct cbshm_breaker *breaker, const uint64_t *word,
 			    struct place *place)

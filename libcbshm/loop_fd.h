@@ -3,8 +3,9 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * An epoll(7) instance, so that the descriptor stays the same while connections come and go. One that the application has closed or overwritten is
- * noticed: the kernel changes a registration only for the very files that were registered.
+ * An epoll(7) instance, so that the descriptor stays the same while connections come and go. One
+ * that the application has closed or overwritten is noticed: the kernel changes a registration only
+ * for the very files that were registered.
  */
 #ifndef LIBCBSHM_LOOP_FD_H
 #define LIBCBSHM_LOOP_FD_H
@@ -29,8 +30,8 @@ void loop_fd_close(struct loop_fd *loop);
 void loop_fd_watch(struct loop_fd *loop, int fd, uint32_t events);
 
 /*
- * Makes the descriptor readable at `when`, microseconds of CLOCK_MONOTONIC; 1: at once, 0: not any more. false: the descriptors are not ours any
- * more. Any thread.
+ * Makes the descriptor readable at `when`, microseconds of CLOCK_MONOTONIC; 1: at once, 0: not any
+ * more. false: the descriptors are not ours any more. Any thread.
  */
 bool loop_fd_wake(const struct loop_fd *loop, int64_t when);
 

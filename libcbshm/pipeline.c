@@ -5,12 +5,14 @@
  *
  * Not the transport (varlink.c), and nothing about repeating (client.c).
  *
- * A line is a connection and the calls on it, in the order in which they are sent and answered. All of it is under the line's lock, which nobody
- * holds while waiting. One of the threads that wait leads: it connects, polls, and hands the answers out; the others sleep until theirs is there or
- * the lead is free. Only who leads closes the connection, so that nobody polls a descriptor that means something else by then.
+ * A line is a connection and the calls on it, in the order in which they are sent and answered. All
+ * of it is under the line's lock, which nobody holds while waiting. One of the threads that wait
+ * leads: it connects, polls, and hands the answers out; the others sleep until theirs is there or
+ * the lead is free. Only who leads closes the connection, so that nobody polls a descriptor that
+ * means something else by then.
  *
- * The first call on a new connection goes alone: an agent that turns clients away at the door does not read, and what else had been sent
- * would be neither applied nor certain not to be.
+ * The first call on a new connection goes alone: an agent that turns clients away at the door does
+ * not read, and what else had been sent would be neither applied nor certain not to be.
  */
 #include "config.h"
 
@@ -214,8 +216,9 @@ static void send_some(struct line *line)
 }
 
 /*
- * An agent that is at a limit says so before it closes, perhaps without reading. The caller will look at the reply properly; but nothing is
- * to be sent before that. The words in another short reply cost a new connection, no more.
+ * An agent that is at a limit says so before it closes, perhaps without reading. The caller will
+ * look at the reply properly; but nothing is to be sent before that. The words in another short
+ * reply cost a new connection, no more.
  */
 static bool may_be_farewell(const char *reply)
 {
@@ -335,7 +338,10 @@ static struct line *better_line(struct pipelines *pipelines, const struct line *
 	return NULL;
 }
 
-/* Until the call is done, or it fails with its error; or, if nothing of it is sent and this line does not move, *move to a better one. */
+/*
+ * Until the call is done, or it fails with its error; or, if nothing of it is sent and this line
+ * does not move, *move to a better one.
+ */
 static int wait_for(struct pipelines *pipelines, struct line *line, struct flight *flight,
 		    int64_t deadline, struct cbshm_call *call, struct line **move)
 {
@@ -523,8 +529,8 @@ void pipelines_free(struct pipelines *pipelines)
 }
 
 /*
- * The parent's threads are not here. If one of them held the lock, what it was changing is in no state to be freed; if one slept on a
- * condition, destroying that would wait for it.
+ * The parent's threads are not here. If one of them held the lock, what it was changing is in no
+ * state to be freed; if one slept on a condition, destroying that would wait for it.
  */
 void pipelines_disown(struct pipelines *pipelines)
 {

@@ -3,9 +3,10 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * Any number of calls are under way on a connection; the agent answers them in their order. There is no thread behind it: one of
- * those who wait reads for all. Normally there is one connection. Since an answer can be held up by the one before it (a row that somebody
- * has locked), a call that finds the connection without progress takes the next one, up to PIPELINE_LINES.
+ * Any number of calls are under way on a connection; the agent answers them in their order. There
+ * is no thread behind it: one of those who wait reads for all. Normally there is one connection.
+ * Since an answer can be held up by the one before it (a row that somebody has locked), a call that
+ * finds the connection without progress takes the next one, up to PIPELINE_LINES.
  */
 #ifndef LIBCBSHM_PIPELINE_H
 #define LIBCBSHM_PIPELINE_H
@@ -42,16 +43,20 @@ void pipelines_free(struct pipelines *pipelines);
 void pipelines_disown(struct pipelines *pipelines);
 
 /*
- * Sends `text`, which was allocated with malloc(), is `size` bytes with its NUL, and is taken over, and waits for the reply. `alone`: on a
- * connection of its own, for a call whose answer takes its time by nature. `deadline`: microseconds of CLOCK_MONOTONIC.
+ * Sends `text`, which was allocated with malloc(), is `size` bytes with its NUL, and is taken over,
+ * and waits for the reply. `alone`: on a connection of its own, for a call whose answer takes its
+ * time by nature. `deadline`: microseconds of CLOCK_MONOTONIC.
  *
- * Errors: those of varlink_connect(); CBSHM_ERR_AGENT_DOWN (the connection is lost), CBSHM_ERR_TIMEOUT, CBSHM_ERR_PROTOCOL,
- * CBSHM_ERR_MEMORY, CBSHM_ERR_SYSTEM. With a reply: 0.
+ * Errors: those of varlink_connect(); CBSHM_ERR_AGENT_DOWN (the connection is lost),
+ * CBSHM_ERR_TIMEOUT, CBSHM_ERR_PROTOCOL, CBSHM_ERR_MEMORY, CBSHM_ERR_SYSTEM. With a reply: 0.
  */
 int pipelines_exchange(struct pipelines *pipelines, bool alone, char *text, size_t size,
 		       int64_t deadline, struct cbshm_call *call, struct pipeline_result *result);
 
-/* The reply showed that nothing more is to be sent on the connection it came from. Calls that are under way get their answers. */
+/*
+ * The reply showed that nothing more is to be sent on the connection it came from. Calls that are
+ * under way get their answers.
+ */
 void pipelines_distrust(struct pipelines *pipelines, const struct pipeline_result *result);
 
 #endif /* LIBCBSHM_PIPELINE_H */

@@ -3,12 +3,12 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * The child of a fork() has copies of the parent's descriptors, locks and calls, and no business with any of them: it begins
- * with a struct process of its own. That it is a child is seen from a page which the kernel wipes there, so that it costs
- * a load and no system call.
+ * The child of a fork() has copies of the parent's descriptors, locks and calls, and no business
+ * with any of them: it begins with a struct process of its own. That it is a child is seen from a
+ * page which the kernel wipes there, so that it costs a load and no system call.
  *
- * It is made by the first write. So nothing of the read path leads here, and a program that only reads, and is linked with
- * the static library, needs libc alone.
+ * It is made by the first write. So nothing of the read path leads here, and a program that only
+ * reads, and is linked with the static library, needs libc alone.
  */
 #ifndef LIBCBSHM_PROCESS_H
 #define LIBCBSHM_PROCESS_H

@@ -3,8 +3,9 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * A writer first moves `end` to have a place of its own, then fills it, and stores the place's size last. So a report is seen whole or not at all, and
- * the reader stops at one that is being written. Free memory is all zero, which is what it stops at.
+ * A writer first moves `end` to have a place of its own, then fills it, and stores the place's size
+ * last. So a report is seen whole or not at all, and the reader stops at one that is being written.
+ * Free memory is all zero, which is what it stops at.
  */
 #include "config.h"
 
@@ -59,8 +60,8 @@ void report_ring_free(struct report_ring *ring)
 }
 
 /*
- * A place of `size` bytes in one piece, and the gap before it if there must be one. `end` may be long past when `begin` is
- * loaded: the ring is full only if it was still the end after that.
+ * A place of `size` bytes in one piece, and the gap before it if there must be one. `end` may be
+ * long past when `begin` is loaded: the ring is full only if it was still the end after that.
  */
 static bool reserve(struct report_ring *ring, size_t size, uint64_t *position, size_t *gap)
 {

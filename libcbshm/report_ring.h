@@ -3,8 +3,9 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * A ring in one piece of memory, made once. Any number of threads push, and none of them waits: not for each other, not for the one
- * that takes. A report stays in the ring until it is released, so that the ring also holds what is sent and not answered.
+ * A ring in one piece of memory, made once. Any number of threads push, and none of them waits: not
+ * for each other, not for the one that takes. A report stays in the ring until it is released, so
+ * that the ring also holds what is sent and not answered.
  *
  * Positions count bytes since the beginning and never go back.
  */
@@ -32,7 +33,10 @@ struct report {
 
 struct report_ring;
 
-/* NULL: out of memory. `size` is a power of two, at least four times the largest report. Nothing of it is touched before it is used. */
+/*
+ * NULL: out of memory. `size` is a power of two, at least four times the largest report. Nothing of
+ * it is touched before it is used.
+ */
 struct report_ring *report_ring_new(size_t size);
 void report_ring_free(struct report_ring *ring);
 
@@ -45,8 +49,9 @@ uint64_t report_ring_end(const struct report_ring *ring);
 /* The following are for one thread at a time. */
 
 /*
- * The report at *position, which becomes where it begins (there may be a gap at the end of the memory); *next is the position behind it. false: there
- * is none yet. Its texts are valid until it is released.
+ * The report at *position, which becomes where it begins (there may be a gap at the end of the
+ * memory); *next is the position behind it. false: there is none yet. Its texts are valid until it
+ * is released.
  */
 bool report_ring_look(struct report_ring *ring, uint64_t *position, struct report *report,
 		      uint64_t *next);

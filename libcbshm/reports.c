@@ -3,10 +3,12 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * Reports are answered, not sent `oneway`: an answer is the only thing that tells one which was applied from one that was refused or lost.
+ * Reports are answered, not sent `oneway`: an answer is the only thing that tells one which was
+ * applied from one that was refused or lost.
  *
- * A report moves through the ring: pushed, formatted (its message is in `out`), sent (its message is with the kernel to the last byte), settled. What was not
- * wholly sent when a connection is lost goes out on the next one; what was, and has no answer, is unknown.
+ * A report moves through the ring: pushed, formatted (its message is in `out`), sent (its message
+ * is with the kernel to the last byte), settled. What was not wholly sent when a connection is lost
+ * goes out on the next one; what was, and has no answer, is unknown.
  */
 #include "config.h"
 
@@ -223,8 +225,9 @@ static bool receive(struct reports *reports)
 /* ---- sending ---------------------------------------------------------------------------- */
 
 /*
- * The first report on a connection goes alone: an agent that turns clients away at the door has not read it, and of more than one that would not be
- * certain. Without a loop there may be nobody who reads for a while: then no more are under way than answers surely fit into the socket.
+ * The first report on a connection goes alone: an agent that turns clients away at the door has not
+ * read it, and of more than one that would not be certain. Without a loop there may be nobody who
+ * reads for a while: then no more are under way than answers surely fit into the socket.
  */
 static bool may_format(const struct reports *reports)
 {
@@ -345,8 +348,8 @@ static void pump_once(struct reports *reports, enum pace pace)
 }
 
 /*
- * Takes back the wake-up, whoever it was for: what has been pushed by now is in the ring that is looked into next, and what
- * is pushed after this wakes the loop.
+ * Takes back the wake-up, whoever it was for: what has been pushed by now is in the ring that is
+ * looked into next, and what is pushed after this wakes the loop.
  */
 static void attend(struct reports *reports)
 {
@@ -374,8 +377,9 @@ static void arrange(struct reports *reports)
 }
 
 /*
- * Without waiting: if another thread is pumping, that is left to it, and the loop's descriptor as it is. It looks again when it has let go (both are sequentially consistent), but not for
- * ever, since others may go on pushing.
+ * Without waiting: if another thread is pumping, that is left to it, and the loop's descriptor as
+ * it is. It looks again when it has let go (both are sequentially consistent), but not for ever,
+ * since others may go on pushing.
  */
 static void pump(struct reports *reports, enum pace pace)
 {

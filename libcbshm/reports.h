@@ -3,8 +3,9 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * They have a connection of their own, so that a full queue delays no call, and an event loop can watch it without seeing the answers of
- * others. There is no thread: whoever comes by pumps, one thread at a time, and nobody waits for that. A report is sent once; one that was lost with a
+ * They have a connection of their own, so that a full queue delays no call, and an event loop can
+ * watch it without seeing the answers of others. There is no thread: whoever comes by pumps, one
+ * thread at a time, and nobody waits for that. A report is sent once; one that was lost with a
  * connection is counted as unknown, and not repeated.
  */
 #ifndef LIBCBSHM_REPORTS_H

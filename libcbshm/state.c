@@ -121,8 +121,8 @@ static void fill_state(struct cbshm_state *state, uint64_t word, const struct cb
 }
 
 /*
- * The texts go straight to the state, the rest to *detail. Not inline: the compiler does not see that nothing is used unless
- * it has been read, and clearing it first would take longer.
+ * The texts go straight to the state, the rest to *detail. Not inline: the compiler does not see
+ * that nothing is used unless it has been read, and clearing it first would take longer.
  */
 static __attribute__((noinline)) bool read_detail(const struct segment_view *view, uint32_t slot,
 						  uint64_t *word, union latch_detail *detail,

@@ -3,9 +3,9 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * The descriptor stays the same while connections come and go: it is an epoll(7) set of the socket and a timer. The timer
- * is when to connect again; or now, as long as there are events that the caller has not taken, so that poll(2) never sleeps
- * over them.
+ * The descriptor stays the same while connections come and go: it is an epoll(7) set of the socket
+ * and a timer. The timer is when to connect again; or now, as long as there are events that the
+ * caller has not taken, so that poll(2) never sleeps over them.
  */
 #include "config.h"
 

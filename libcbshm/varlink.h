@@ -36,8 +36,9 @@ int varlink_connect(const char *path, const uid_t *trusted, int trusted_count, i
 		    struct cbshm_call *call, int *fd);
 
 /*
- * A connection and what has been received on it. Its descriptor is looked at before each use: one that the application has closed
- * or overwritten is neither read, written nor closed. One thread at a time.
+ * A connection and what has been received on it. Its descriptor is looked at before each use: one
+ * that the application has closed or overwritten is neither read, written nor closed. One thread at
+ * a time.
  */
 struct varlink {
 	int fd; /* -1: none, and all else is 0 */
@@ -62,8 +63,9 @@ void varlink_close(struct varlink *stream);
 bool varlink_is_idle(const struct varlink *stream);
 
 /*
- * Sends as much as the socket takes at once: *taken bytes, even if it fails.
- * Errors: CBSHM_ERR_AGENT_DOWN (the connection is lost; a last message may still be there to be received), CBSHM_ERR_SYSTEM.
+ * Sends as much as the socket takes at once: *taken bytes, even if it fails. Errors:
+ * CBSHM_ERR_AGENT_DOWN (the connection is lost; a last message may still be there to be received),
+ * CBSHM_ERR_SYSTEM.
  */
 int varlink_send(struct varlink *stream, const char *text, size_t size, struct cbshm_call *call,
 		 size_t *taken);
@@ -75,7 +77,10 @@ int varlink_send(struct varlink *stream, const char *text, size_t size, struct c
  */
 int varlink_receive(struct varlink *stream, struct cbshm_call *call);
 
-/* The first message that is whole, in place, or NULL. It is there until it is dropped or taken, which is the next thing to do. */
+/*
+ * The first message that is whole, in place, or NULL. It is there until it is dropped or taken,
+ * which is the next thing to do.
+ */
 const char *varlink_message(struct varlink *stream);
 void varlink_drop_message(struct varlink *stream);
 char *varlink_take_message(

@@ -3,10 +3,11 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * One futex for the segment, the low half of change_sequence, in the read-only mapping. The agent first changes words,
- * then the sequence (release), then wakes. The waiter loads the sequence (acquire), then looks at the words, and the kernel puts
- * it to sleep only if the sequence still is the one it loaded: a change that it did not see has changed the sequence
- * since. No sleep is longer than a second, for an agent that was killed before it woke anybody, for TTLs that end
+ * One futex for the segment, the low half of change_sequence, in the read-only mapping. The agent
+ * first changes words, then the sequence (release), then wakes. The waiter loads the sequence
+ * (acquire), then looks at the words, and the kernel puts it to sleep only if the sequence still is
+ * the one it loaded: a change that it did not see has changed the sequence since. No sleep is
+ * longer than a second, for an agent that was killed before it woke anybody, for TTLs that end
  * without a store, and for a segment that comes or is replaced.
  */
 #include "config.h"
@@ -96,7 +97,10 @@ static const uint32_t *futex_of(const struct mapping *mapping)
 	return futex;
 }
 
-/* Until `sequence` changes, and at most so long. 0, or CBSHM_ERR_SYSTEM: a signal handler has run (EINTR), or no futexes. */
+/*
+ * Until `sequence` changes, and at most so long. 0, or CBSHM_ERR_SYSTEM: a signal handler has run
+ * (EINTR), or no futexes.
+ */
 static int sleep_until_change(const struct mapping *mapping, uint32_t sequence, int64_t most)
 {
 	struct timespec time;

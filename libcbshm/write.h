@@ -9,8 +9,8 @@
 #include "cbshm.h"
 
 /*
- * Fills `disabled` and `remaining_us` of a state that came over the socket: by the database's clock as this host knows it,
- * its own, corrected by what the agent last measured.
+ * Fills `disabled` and `remaining_us` of a state that came over the socket: by the database's clock
+ * as this host knows it, its own, corrected by what the agent last measured.
  */
 void state_apply_ttl(struct cbshm *client, struct cbshm_state *state);
 
