@@ -28,7 +28,6 @@ static int run_with(const struct command *command, close_breaker *close_it, stru
 {
 	const char *name = parsed->words[0];
 	struct cbshm_call call = {0};
-	struct cbshm_state state;
 	struct suggestion near;
 	bool changed, was_unknown;
 	int wait_ms, status;
@@ -38,16 +37,13 @@ static int run_with(const struct command *command, close_breaker *close_it, stru
 		error = client_open(cbctl);
 	if (error != 0)
 		return error;
-	was_unknown = segment_state(cbctl, name, &state) == CBSHM_ERR_NOT_FOUND;
-	segment_nearest(cbctl, name, &near);
+	was_unknown = segment_lacks(cbctl, name, &near);
 	error = close_it(cbctl->client, name, parsed->values[BY], parsed->values[REASON], &call,
 			 &changed);
 	if (error != 0)
 		return fail_library(error, &call);
 	if (was_unknown && !changed)
-		warn("there was no breaker %s, it has been made%s%s%s", name,
-		     near.best[0] != '\0' ? "; did you mean " : "", near.best,
-		     near.best[0] != '\0' ? "?" : "");
+		segment_warn_made(name, &near);
 	if (output_is_json()) {
 		cJSON *document = json_object(NULL, NULL);
 

@@ -130,6 +130,8 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 	error = cbshm_get_incidents(cbctl->client, name, all, limit, &call, &incidents, &count);
 	if (error != 0)
 		return fail_library(error, &call);
+	if (count == 0)
+		segment_warn_unknown(cbctl, name);
 	if (output_is_json())
 		print_json(incidents, count);
 	else

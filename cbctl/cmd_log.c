@@ -143,6 +143,8 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 	status = query_agent(cbctl, "GetLog", parameters, &answer);
 	if (status != 0)
 		return status;
+	if (cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(answer, "entries")) == 0)
+		segment_warn_unknown(cbctl, parsed->words[0]);
 	if (output_is_json()) {
 		json_print(answer);
 	} else {

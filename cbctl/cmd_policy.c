@@ -253,6 +253,8 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 	struct changes changes = {.set = 0};
 	struct cbshm_call call = {0};
 	struct cbshm_policy policy;
+	struct suggestion near;
+	bool is_new;
 	int error, wait_ms;
 
 	if (!fleet && name == NULL)
@@ -271,10 +273,13 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 		error = confirm(cbctl, &changes);
 	if (error != 0)
 		return error;
+	is_new = !fleet && segment_lacks(cbctl, name, &near);
 	error = cbshm_set_policy(cbctl->client, name, &changes.policy, changes.set, changes.clear,
 				 parsed->values[BY], &call, &policy);
 	if (error != 0)
 		return fail_library(error, &call);
+	if (is_new)
+		segment_warn_made(name, &near);
 	return print_policy(cbctl, name, &policy, wait_ms);
 }
 

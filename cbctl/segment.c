@@ -278,6 +278,33 @@ void segment_nearest(struct cbctl *cbctl, const char *name, struct suggestion *n
 		near->best[0] = '\0';
 }
 
+bool segment_lacks(struct cbctl *cbctl, const char *name, struct suggestion *near)
+{
+	struct cbshm_state state;
+
+	if (segment_state(cbctl, name, &state) != CBSHM_ERR_NOT_FOUND)
+		return false;
+	segment_nearest(cbctl, name, near);
+	return true;
+}
+
+void segment_warn_made(const char *name, const struct suggestion *near)
+{
+	warn("there was no breaker %s, it has been made%s%s%s", name,
+	     near->best[0] != '\0' ? "; did you mean " : "", near->best,
+	     near->best[0] != '\0' ? "?" : "");
+}
+
+void segment_warn_unknown(struct cbctl *cbctl, const char *name)
+{
+	struct suggestion near;
+
+	if (name != NULL && segment_lacks(cbctl, name, &near))
+		warn("there is no breaker %s%s%s%s", name,
+		     near.best[0] != '\0' ? "; did you mean " : "", near.best,
+		     near.best[0] != '\0' ? "?" : "");
+}
+
 /* ---- printing --------------------------------------------------------------------------- */
 
 /* What is left is counted on the clock that decides, not on this host's wall clock. */

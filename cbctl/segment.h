@@ -63,6 +63,15 @@ int segment_states_of(struct cbctl *cbctl, const char *const *names, size_t coun
 /* The name in the segment that is nearest to a mistyped one, or "". */
 void segment_nearest(struct cbctl *cbctl, const char *name, struct suggestion *near);
 
+/* The name is in no slot of a segment that can be read; *near is the one that may have been meant. */
+bool segment_lacks(struct cbctl *cbctl, const char *name, struct suggestion *near);
+
+/* Warns that a write has made the breaker, with the name that may have been meant. */
+void segment_warn_made(const char *name, const struct suggestion *near);
+
+/* Warns, where nothing was found of a name (or NULL), if there is no breaker of it. */
+void segment_warn_unknown(struct cbctl *cbctl, const char *name);
+
 /* ---- printing a state ------------------------------------------------------------------- */
 
 /* "ends 2030-... (in 3 h)", "until a person enables it", ...: when this opening will end. */

@@ -188,6 +188,13 @@ class Loop(unittest.TestCase):
                 self.assertIn(expected, self.cbctl("policy", *words, check=2).err)
         self.assertIn("no breaker", self.cbctl("policy", "nobody-knows", check=7).err)
 
+    def test_mistyped_names(self):
+        self.cbctl("enable", "spelling", check=0)
+        for words in (["policy", "speling", "failure_threshold=4"], ["incidents", "spellling"], ["log", "spellin"]):
+            self.assertRegex(self.cbctl(*words, check=0).err, "no breaker spel+in.?.*; did you mean spelling\\?")
+        self.assertEqual(self.cbctl("policy", "speling", "failure_threshold=5", check=0).err, "")
+        self.assertEqual(self.cbctl("incidents", "spelling", check=0).err, "")
+
     def test_list_and_status(self):
         self.cbctl("disable", "zz-late", "--reason", "because", check=0)
         self.cbctl("drift", "aa-early", "0.9", check=0)
