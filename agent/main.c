@@ -142,6 +142,8 @@ static void on_reload(evutil_socket_t fd, short what, void *arg)
 
 	(void)fd;
 	(void)what;
+	if (program->stopping)
+		return;
 	notify_reloading(program->agent.notify);
 	if (config_load(program->config_path, &read, message, sizeof(message)) != 0) {
 		log_lines("reload_failed", "nothing has changed: mend the file, then reload again",

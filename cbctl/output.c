@@ -213,6 +213,8 @@ const char *time_and_distance(int64_t us)
 	struct timespec now;
 	int64_t from_now;
 
+	if (us == CBSHM_NO_TIME)
+		return "at an unknown time";
 	clock_gettime(CLOCK_REALTIME, &now);
 	from_now = us - ((int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000);
 	time_format(us, time_text, sizeof(time_text));

@@ -1052,9 +1052,14 @@ class Process(unittest.TestCase):
             time.sleep(0.3)
             agent.process.terminate()
             time.sleep(0.3)
+            agent.config["postgres"]["conninfo"] += " application_name=renamed"
+            agent.write_config()
+            agent.sighup()  # too late: nothing begins anew
+            time.sleep(0.1)
             session.execute("COMMIT")
             self.assertTrue(client.receive()["changed"])
         self.assertEqual(agent.process.wait(10), 0)
+        self.assertNotIn("event=reloaded", agent.log())
 
     def test_sigterm_does_not_wait_for_ever(self):
         agent = self.agent()

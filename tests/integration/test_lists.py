@@ -125,6 +125,14 @@ class Lists(unittest.TestCase):
         self.assertIn("web7", self.cbctl("enable", "g", "--wait", check=0).err)
         self.postgres.psql("DELETE FROM cbshm.agent WHERE host = 'web7'")
 
+    def test_an_agent_from_the_future(self):
+        self.postgres.psql("INSERT INTO cbshm.agent (host, instance, version, applied, last_seen_at) VALUES "
+                           "(E'web9\\x1b[31m', 'web9', '0.0.9', 1, 'infinity')")
+        self.addCleanup(self.postgres.psql, "DELETE FROM cbshm.agent WHERE instance = 'web9'")
+        shown = self.cbctl("agents").out
+        self.assertRegex(shown, r"behind  web9.* seen at an unknown time\n")
+        self.assertNotIn("\x1b", shown)
+
     def test_who_may(self):
         if os.getuid() != 0:
             self.skipTest("needs root to become another user")
