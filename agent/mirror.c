@@ -46,7 +46,9 @@ static const int column_sizes[] = {0, 8, 1, 0, 0, 8, 8, 16, 4, 8, 8, 8, 4, 4, 8,
 static const char sql_all[] = MIRROR_SELECT;
 static const char sql_names[] = MIRROR_SELECT_NAMES;
 static const char sql_barrier[] = "SELECT cbshm.last_barrier()";
-static const char sql_versions[] = "SELECT name, version FROM cbshm.mirror";
+/* News of what has changed a moment ago may still be on their way. */
+static const char sql_versions[] =
+	"SELECT name, version, updated_at < pg_catalog.now() - interval '5 s' FROM cbshm.mirror";
 /* The fleet's settings as one text: all that is asked is whether it is still the same. Their version, and a key. */
 static const char sql_settings[] =
 	"SELECT cbshm.set_policy_json(NULL, '{}', 'cbagent', NULL), cbshm.settings_version(),"
@@ -99,6 +101,7 @@ struct mirror {
 	bool compare;
 	uint64_t compare_matches;
 	uint64_t compare_rows;
+	uint64_t compare_behind; /* nobody has told of these, though there was time */
 	unsigned ticks;
 	struct changes urgent;
 	struct changes counters;
@@ -649,8 +652,10 @@ static void on_version_row(const PGresult *row, void *arg)
 	mirror->compare_rows++;
 	if (put > 0)
 		mirror->compare_matches++;
-	if (put < version)
-		note_change(mirror, &mirror->urgent, name, version, false);
+	if (put >= version)
+		return;
+	mirror->compare_behind += *PQgetvalue(row, 0, 2) != 0;
+	note_change(mirror, &mirror->urgent, name, version, false);
 }
 
 static void on_compared(struct unit *unit, enum unit_end end, void *arg)
@@ -667,7 +672,7 @@ static void on_compared(struct unit *unit, enum unit_end end, void *arg)
 		want_reload(mirror);
 	else if (mirror->urgent.count == 0)
 		segment_writer_database_confirmed(mirror->agent->segment);
-	if (mirror->urgent.count > 0 || mirror->reload) {
+	if (mirror->compare_behind > 0 || mirror->reload) {
 		mirror->counted.behind++;
 		log_problem(
 			database_is_deaf(mirror->agent->database) ? LOG_LEVEL_DEBUG
@@ -688,7 +693,7 @@ static void compare(struct mirror *mirror)
 
 	mirror->busy = true;
 	mirror->compare = false;
-	mirror->compare_matches = mirror->compare_rows = 0;
+	mirror->compare_matches = mirror->compare_rows = mirror->compare_behind = 0;
 	unit_add(unit, sql_barrier, 0);
 	unit_add(unit, sql_settings, 0);
 	unit_add(unit, sql_versions, 0);

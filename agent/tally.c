@@ -40,7 +40,7 @@ enum opening opening_of(const char *by, size_t by_length, const char *reason, si
 {
 	static const char breaker[] = "circuit_breaker";
 
-	/* The words of cbshm.trip() and its callers in 0002_functions.sql. */
+	/* The words of cbshm.trip_by() in 0007_reports.sql. */
 	if (by_length != strlen(breaker) || !begins(by, by_length, breaker))
 		return OPENING_MANUAL;
 	if (begins(reason, reason_length, "Drift exceeded threshold: "))

@@ -28,8 +28,9 @@ LANGUAGE sql STABLE AS $$
 	SELECT coalesce((extract(epoch FROM moment) * 1000000)::bigint::text, '')
 $$;
 
--- 'c VERSION NAME', and behind it, each after a character that no text of a breaker may hold, what cbshm.mirror shows of the row.
--- and last the seal of all that. The policy in it is that of the settings in their version: an agent that has loaded others asks for the row after all.
+-- 'c VERSION NAME', and behind it, each after a character that no text of a breaker may hold, the version of the
+-- settings, what cbshm.mirror shows of the row, and last the seal of all that. The policy in it is that of these settings:
+-- an agent that has loaded others asks for the row after all.
 CREATE FUNCTION cbshm.announce(b cbshm.breaker) RETURNS void
 LANGUAGE plpgsql SET extra_float_digits = 1 AS $$
 DECLARE
