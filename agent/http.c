@@ -153,9 +153,12 @@ static void on_sweep(evutil_socket_t fd, short what, void *arg)
 static struct bufferevent *on_accepted(struct event_base *base, void *arg)
 {
 	struct http *http = arg;
-	struct bufferevent *stream = bufferevent_socket_new(base, -1, BEV_OPT_CLOSE_ON_FREE);
+	struct bufferevent *stream = NULL;
 
-	/* NULL makes the server try it itself, and fail. */
+	/* A disabled listener still accepts what is waiting, if libevent is old. */
+	if (http->count < HTTP_CONNECTIONS_MAX)
+		stream = bufferevent_socket_new(base, -1, BEV_OPT_CLOSE_ON_FREE);
+	/* NULL makes the server try it itself: it fails, or has one that is not counted. */
 	if (stream == NULL)
 		return NULL;
 	bufferevent_setwatermark(stream, EV_READ, 0, INPUT_MAX);
