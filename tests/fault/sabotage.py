@@ -74,10 +74,10 @@ def stale_reads(system):
 
 
 def wrong_mirror(system):
-    """One row of ten comes to the agents with another decision."""
+    """Every other row that says disabled comes to the agents without."""
     columns = system.primary.psql("SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute "
                                   "WHERE attrelid = 'cbshm.mirror'::regclass AND attnum > 0")
-    wrong = columns.replace(" disabled,", " disabled AND random() > 0.1 AS disabled,")
+    wrong = columns.replace(" disabled,", " disabled AND random() > 0.5 AS disabled,")
     return _in_the_database(system, "ALTER VIEW cbshm.mirror RENAME TO mirror_right; CREATE VIEW cbshm.mirror AS "
                                     f"SELECT {wrong} FROM cbshm.mirror_right; "
                                     "GRANT SELECT ON cbshm.mirror TO cbshm_agent",

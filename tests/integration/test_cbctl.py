@@ -445,7 +445,8 @@ class Nothing(unittest.TestCase):
                 text = self.cbctl(command, "--help", check=0).out
                 self.assertIn(f"usage: cbctl {command}", text)
                 self.assertLessEqual(len(text.splitlines()), 24)
-                self.assertLessEqual(max(map(len, text.splitlines())), 80)
+                # Wherever it is installed: the path of the SQL files may be of any length.
+                self.assertLessEqual(max(len(line) for line in text.splitlines() if "/cbshm/sql" not in line), 80)
                 self.assertEqual(self.cbctl("help", command, check=0).out, text)
         self.assertTrue(self.cbctl("bench", "--help", check=0).out.startswith("usage: cbctl bench\n"))
         self.assertRegex(self.cbctl("--version", check=0).out, r"^cbctl \d+\.\d+\.\d+\n$")
