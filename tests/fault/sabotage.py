@@ -7,7 +7,8 @@ import contextlib
 import threading
 import time
 
-# At the end of the transaction, when the client is as good as told, the row becomes what it was.
+# At the end of the transaction, when the client is as good as told, the row becomes what it was. Taking back what is as it
+# was makes no new version: without a look at that, it would be taken back for ever.
 _UNDO = """
 CREATE OR REPLACE FUNCTION cbshm.undo() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
@@ -18,7 +19,7 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE CONSTRAINT TRIGGER undo AFTER UPDATE ON cbshm.breaker DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
-WHEN (NEW.version % 4 = 3) EXECUTE FUNCTION cbshm.undo();
+WHEN (NEW.version > OLD.version AND NEW.version % 4 = 3) EXECUTE FUNCTION cbshm.undo();
 """
 _COUNT_TWICE = """
 CREATE OR REPLACE FUNCTION cbshm.undo() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
