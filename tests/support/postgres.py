@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: ISC
-"""A real PostgreSQL in a scratch directory, on a Unix socket only, never as root."""
+"""A real PostgreSQL in a scratch directory, on a Unix socket only, never as root.
+
+The server is the one that is installed, or, to try another version, the one whose initdb and postgres are in the
+directory that CBSHM_TEST_POSTGRES names. The clients' programs are always those that are installed.
+"""
 import csv
 import glob
 import io
@@ -59,6 +63,11 @@ def bindir():
     raise tap.SkipTest("no PostgreSQL server is installed (initdb, postgres, psql)")
 
 
+def server_bindir():
+    """The directory of the server's programs, which may be of another version than the clients'."""
+    return os.environ.get("CBSHM_TEST_POSTGRES") or bindir()
+
+
 def _server_user():
     if os.getuid() != 0:
         return None
@@ -90,6 +99,7 @@ class Postgres:
                  extra_environment=None):
         self._extra_environment = extra_environment or {}
         self.bin = bindir()
+        self.server_bin = server_bindir()
         self.user = _server_user()
         self._own_scratch = scratch is None
         self.scratch = scratch or Scratch()
@@ -106,8 +116,8 @@ class Postgres:
             if standby_of:
                 self.follow(standby_of)
             else:
-                self._run("initdb", "--pgdata", self.data, "--username", SUPERUSER, "--auth", "trust", "--encoding",
-                          "UTF8", "--locale", "C", "--no-sync", "--no-instructions")
+                self._run(os.path.join(self.server_bin, "initdb"), "--pgdata", self.data, "--username", SUPERUSER,
+                          "--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync")
                 self.start()
                 self.psql(f"CREATE DATABASE {DATABASE} ENCODING 'UTF8'", db="postgres")
         except BaseException:
@@ -120,12 +130,17 @@ class Postgres:
     def __exit__(self, *unused):
         self.close()
 
-    def _run(self, program, *args):
-        done = subprocess.run([os.path.join(self.bin, program), *args], cwd=self.host, env=_environment(),
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-                              **identity(self.user))
+    def _run(self, *command):
+        done = subprocess.run(command, cwd=self.host, env=_environment(), stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, check=False, **identity(self.user))
         if done.returncode != 0:
-            raise RuntimeError(f"{program} failed ({done.returncode}):\n{done.stdout}")
+            raise RuntimeError(f"{command[0]} failed ({done.returncode}):\n{done.stdout}")
+
+    @property
+    def version(self):
+        """The major version of the server."""
+        with open(os.path.join(self.data, "PG_VERSION"), encoding="utf-8") as file:
+            return int(file.read())
 
     # ---- the server ----
 
@@ -134,7 +149,7 @@ class Postgres:
         settings = [word for key, value in self.options.items() for word in ("-c", f"{key}={value}")]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                [os.path.join(self.bin, "postgres"), "-D", self.data, *settings], cwd=self.data,
+                [os.path.join(self.server_bin, "postgres"), "-D", self.data, *settings], cwd=self.data,
                 env={**_environment(), **self._extra_environment},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **identity(self.user))
         end = time.monotonic() + timeout
@@ -145,15 +160,31 @@ class Postgres:
             time.sleep(0.02)
 
     def follow(self, primary):
-        """Throws away what this server has, takes a base backup of the primary, and starts as its standby."""
+        """Throws away what this server has, copies the primary's files, and starts as its standby."""
         shutil.rmtree(self.data, ignore_errors=True)
-        self._run("pg_basebackup", "--pgdata", self.data, "--dbname",
-                  f"host={primary.host} user={SUPERUSER} application_name={os.path.basename(self.host)}",
-                  "--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "--no-sync")
-        # Once promoted it waits for nobody, until wait_for_standby() of its own.
+        session = primary.session(db="postgres")
+        # Until the session ends, the primary keeps what it has written since.
+        session.execute(f"SELECT pg_create_physical_replication_slot('copy_{time.monotonic_ns()}', true, true)")
+        self._copy(primary, session)
         with open(os.path.join(self.data, "postgresql.auto.conf"), "a", encoding="utf-8") as file:
+            file.write(f"primary_conninfo = 'host={primary.host} user={SUPERUSER} "
+                       f"application_name={os.path.basename(self.host)}'\n")
+            # Once promoted it waits for nobody, until wait_for_standby() of its own.
             file.write("synchronous_standby_names = ''\n")
         self.start()
+        session.close()
+
+    def _copy(self, primary, session):
+        """What pg_basebackup does, which takes no server that is newer than itself."""
+        start, stop = (("pg_backup_start('copy', true)", "pg_backup_stop(false)") if primary.version >= 15 else
+                       ("pg_start_backup('copy', true, false)", "pg_stop_backup(false, false)"))
+        session.execute(f"SELECT {start}")
+        self._run("mkdir", "--mode=700", self.data)
+        self._run("sh", "-c", "tar -C \"$1\" -c --exclude='./pg_wal/*' --exclude='./pg_replslot/*' "
+                  "--exclude='./postmaster.*' --exclude='./pg_dynshmem/*' . | tar -C \"$2\" -x", "sh", primary.data, self.data)
+        self._run("touch", os.path.join(self.data, "backup_label"), os.path.join(self.data, "standby.signal"))
+        with open(os.path.join(self.data, "backup_label"), "w", encoding="utf-8") as file:
+            file.write(session.execute(f"SELECT labelfile FROM {stop}") + "\n")
 
     def wait_for_standby(self, timeout=30):
         """From now on a commit waits for a standby; returns when one has everything."""
