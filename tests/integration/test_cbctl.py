@@ -98,7 +98,7 @@ class Loop(unittest.TestCase):
         self.assertAlmostEqual(state["remaining_seconds"], 86400, delta=60)
 
     def test_ttl_ends(self):
-        self.cbctl("disable", "short", "--reason", "r", "--for", "500ms", check=0)
+        self.cbctl("disable", "short", "--reason", "r", "--for", "2s", check=0)
         self.cbctl("check", "short", check=1)
         wait_for(lambda: self.cbctl("check", "short").status == 0, 10, "the end of the TTL")
 
