@@ -28,6 +28,7 @@ struct ticket {
 	struct request *request; /* NULL once answered */
 	bool boundary;           /* a batch ends with it: its likes have failed together */
 	bool finished;           /* answered, or moved on: the batch no longer owns it */
+	bool uncertain; /* may have been applied; its request id tells when it is sent again */
 	struct ticket *next;
 };
 

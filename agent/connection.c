@@ -717,3 +717,8 @@ const char *connection_server(const struct connection *connection)
 {
 	return connection->server;
 }
+
+int connection_backend(const struct connection *connection)
+{
+	return PQbackendPID(connection->pg);
+}

@@ -115,6 +115,9 @@ int64_t connection_silence(const struct connection *connection);
 /* host:port for the log; valid as long as the connection. */
 const char *connection_server(const struct connection *connection);
 
+/* The process id of its server process, by the server's word. */
+int connection_backend(const struct connection *connection);
+
 /* Microseconds of a clock. */
 int64_t clock_microseconds(int clock);
 

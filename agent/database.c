@@ -87,6 +87,11 @@ static const char sql_incarnation[] =
 /* It may be lost in a crash, nobody waits for it: not worth a wait for the disk. */
 static const char sql_asynchronous[] =
 	"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)";
+/* Which of two server processes wait for a synchronous standby: as long as there is none, no commit ends. */
+static const char sql_waiting[] =
+	"SELECT coalesce(pg_catalog.bool_or(pid = $1::pg_catalog.int4), false),"
+	" coalesce(pg_catalog.bool_or(pid = $2::pg_catalog.int4), false)"
+	" FROM pg_catalog.pg_stat_activity WHERE wait_event = 'SyncRep'";
 static const char sql_heartbeat[] = "SELECT cbshm.heartbeat($1, $2, $3, $4::pg_catalog.int8)";
 
 struct clock_sample {
@@ -122,6 +127,8 @@ struct database {
 	struct event *tick;
 	unsigned ticks;
 	bool heartbeat_pending;
+	bool asking_why;      /* a commit does not end */
+	bool standby_awaited; /* as it was the last time; the log has it */
 	char trouble[512];
 	char logged[512]; /* the trouble told last */
 	int64_t logged_at;
@@ -294,7 +301,7 @@ static void close_all(struct database *database)
 	database->opened = 0;
 	database->lane_ready = false;
 	database->lane_trouble[0] = '\0';
-	database->heartbeat_pending = false;
+	database->heartbeat_pending = database->asking_why = database->standby_awaited = false;
 	database->deaf = database->heard = false;
 	mirror_disconnected(database->agent->mirror);
 	connection_free(write);
@@ -476,11 +483,63 @@ static void check_listen(struct database *database)
 
 static void on_lane_lost(struct connection *connection, const char *message, void *arg);
 
-/* Recovery and all that waits for a lock would otherwise hang with one server process for ever. */
-static void watch_lane(struct database *database)
+/* A server process that answers nothing, while another one of the same server does. */
+static bool is_stuck(const struct connection *connection)
 {
-	if (database->lane != NULL && connection_silence(database->lane) > 2 * SILENCE_MAX)
+	return connection != NULL && connection_silence(connection) > 2 * SILENCE_MAX;
+}
+
+static void await_standby(struct database *database, bool awaited)
+{
+	if (awaited && !database->standby_awaited)
+		log_problem(LOG_LEVEL_WARNING, "commit_waits_for_standby",
+			    "bring a standby of synchronous_standby_names back, or take it out of "
+			    "that setting: until then no write ends",
+			    "server=%s", LOG_VALUE(connection_server(database->control)));
+	database->standby_awaited = awaited;
+}
+
+/* A new connection gets no further if it is a standby that is missing, and the old server process would stay. */
+static void on_why(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct database *database = arg;
+	const PGresult *result = unit_result(unit, 0);
+
+	database->asking_why = false;
+	if (end != UNIT_DONE || database->state != DATABASE_LIVE)
+		return;
+	const bool write_waits = *PQgetvalue(result, 0, 0) == 't';
+	const bool lane_waits = *PQgetvalue(result, 0, 1) == 't';
+	await_standby(database, write_waits || lane_waits);
+	if (is_stuck(database->write) && !write_waits)
+		database_break(database, "the server has not answered a write for 10 s");
+	else if (is_stuck(database->lane) && !lane_waits)
 		on_lane_lost(database->lane, "the server has not answered for 10 s", database);
+}
+
+/* Recovery and all that waits for a lock would otherwise hang with one server process for ever. */
+static void watch_stuck(struct database *database)
+{
+	const struct connection *both[] = {database->write, database->lane};
+	struct unit *unit;
+	char *pids[2];
+
+	if (!is_stuck(database->write) && !is_stuck(database->lane)) {
+		await_standby(database, false);
+		return;
+	}
+	if (database->asking_why)
+		return;
+	database->asking_why = true;
+	for (int i = 0; i < 2; i++) {
+		struct text pid = {0};
+
+		text_format(&pid, "%d", both[i] != NULL ? connection_backend(both[i]) : 0);
+		pids[i] = text_take(&pid);
+	}
+	unit = unit_new(on_why, database);
+	unit_add(unit, sql_waiting, 2, pids[0], pids[1]);
+	connection_run(database->control, unit);
 }
 
 static void on_tick(evutil_socket_t fd, short what, void *arg)
@@ -499,11 +558,7 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
 	}
 	if (database->state != DATABASE_LIVE)
 		return;
-	if (connection_silence(database->write) > 2 * SILENCE_MAX) {
-		database_break(database, "the server has not answered a write for 10 s");
-		return;
-	}
-	watch_lane(database);
+	watch_stuck(database);
 	check_listen(database);
 	if (database->ticks % HEARTBEAT_EVERY == 0 && !database->heartbeat_pending &&
 	    !fleet_is_leaving(database->agent->fleet))

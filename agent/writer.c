@@ -76,6 +76,11 @@ struct writer {
 };
 
 static const char sql_xact_status[] = "SELECT pg_catalog.pg_xact_status($1::pg_catalog.xid8)";
+/*
+ * Its commit waits, as every later one does, until a synchronous standby has all that was committed before: whoever was
+ * ended while it waited itself has committed for this server only.
+ */
+static const char sql_settled[] = "SELECT pg_catalog.pg_logical_emit_message(true, 'cbshm', '')";
 
 static void finish(struct batch *batch);
 
@@ -112,14 +117,28 @@ static struct ticket *tickets_take(struct tickets *tickets)
 	return ticket;
 }
 
+static const char unknown_text[] = "the connection to Postgres was lost during the commit; "
+				   "whether it was applied is not known";
+
+/* Says that nothing was applied; which is true of what was sent last, but not of what was sent before that. */
+static bool is_refusal(enum answer_status status)
+{
+	return status == ANSWER_DATABASE_UNAVAILABLE || status == ANSWER_BUSY ||
+	       status == ANSWER_TIMEOUT || status == ANSWER_LIMIT ||
+	       status == ANSWER_DATABASE_ERROR;
+}
+
 static void answer(struct ticket *ticket, const struct answer *answer)
 {
+	static const struct answer unknown = {.status = ANSWER_OUTCOME_UNKNOWN,
+					      .message = unknown_text};
 	struct request *request = ticket->request;
 
 	ticket->request = NULL;
 	ticket->finished = true;
 	if (request != NULL)
-		request->done(request, answer);
+		request->done(request,
+			      ticket->uncertain && is_refusal(answer->status) ? &unknown : answer);
 }
 
 static void answer_status(struct ticket *ticket, enum answer_status status, const char *message)
@@ -134,8 +153,6 @@ static const char *away(const char *trouble, char room[640])
 	return room;
 }
 
-static const char unknown_text[] = "the connection to Postgres was lost during the commit; "
-				   "whether it was applied is not known";
 static const char timeout_text[] =
 	"the deadline passed before Postgres was asked, nothing was applied";
 static const char busy_text[] = "somebody else holds the breaker's row locked, nothing was applied";
@@ -215,6 +232,24 @@ static void put_back(struct batch *batch)
 		tickets_prepend(queue, ticket);
 		batch->tickets[i] = NULL;
 	}
+}
+
+/* Those with a request id are sent again: they are applied once, and answered as they were the first time. */
+static unsigned answer_unknown(struct batch *batch)
+{
+	unsigned repeated = 0;
+
+	for (unsigned i = 0; i < batch->count; i++) {
+		struct ticket *ticket = batch->tickets[i];
+
+		if (ticket->finished)
+			continue;
+		ticket->uncertain = ticket->request->request_id != NULL;
+		if (!ticket->uncertain)
+			answer_status(ticket, ANSWER_OUTCOME_UNKNOWN, unknown_text);
+		repeated += ticket->uncertain;
+	}
+	return repeated;
 }
 
 static void answer_all(struct batch *batch, const struct answer *given)
@@ -379,24 +414,22 @@ enum fate { FATE_COMMITTED, FATE_ABORTED, FATE_UNKNOWN };
 
 static void settle(struct batch *batch, enum fate fate)
 {
+	static const char *const names[] = {"committed", "aborted", "unknown"};
+	unsigned repeated = 0;
+
 	unlink_batch(&batch->writer->lost, batch);
+	if (fate == FATE_UNKNOWN)
+		repeated = answer_unknown(batch);
 	log_problem(
 		fate == FATE_UNKNOWN ? LOG_LEVEL_WARNING : LOG_LEVEL_INFO, "lost_commit",
 		"clients know what became of it; where that is unknown, cbctl log shows what was "
-		"applied",
-		"requests=%u outcome=%s", batch->count,
-		fate == FATE_COMMITTED ? "committed"
-		: fate == FATE_ABORTED ? "aborted"
-				       : "unknown");
+		"applied, and what carries a request id is repeated",
+		"requests=%u outcome=%s repeated=%u", batch->count, names[fate], repeated);
 	if (fate == FATE_COMMITTED) {
 		committed(batch);
 		return;
 	}
-	if (fate == FATE_ABORTED)
-		put_back(batch);
-	else
-		answer_all(batch, &(struct answer){.status = ANSWER_OUTCOME_UNKNOWN,
-						   .message = unknown_text});
+	put_back(batch);
 	finish(batch);
 }
 
@@ -440,7 +473,7 @@ static void on_status(struct unit *unit, enum unit_end end, void *arg)
 		settle(batch, FATE_UNKNOWN);
 }
 
-static void look_up(struct batch *batch)
+static void look_up(struct batch *batch, bool live)
 {
 	struct unit *unit;
 	bool same_run;
@@ -450,6 +483,8 @@ static void look_up(struct batch *batch)
 	if (batch->xid_result == NULL) {
 		/* The server sends the id before it begins to commit. */
 		settle(batch, batch->heard_all ? FATE_ABORTED : FATE_UNKNOWN);
+	} else if (!live) {
+		return;
 	} else if (PQgetisnull(batch->xid_result, 0, 0)) {
 		settle(batch, FATE_COMMITTED); /* it changed nothing */
 	} else if (!same_server(batch, &same_run)) {
@@ -459,17 +494,18 @@ static void look_up(struct batch *batch)
 		unit = unit_new(on_status, batch);
 		unit_add(unit, sql_xact_status, 1,
 			 memory_copy(PQgetvalue(batch->xid_result, 0, 0)));
+		unit_add(unit, sql_settled, 0);
 		connection_run(database_write(batch->writer->agent->database), unit);
 	}
 }
 
-static void look_up_all(struct writer *writer)
+static void look_up_all(struct writer *writer, bool live)
 {
 	struct batch *next;
 
 	for (struct batch *batch = writer->lost; batch != NULL; batch = next) {
 		next = batch->next;
-		look_up(batch);
+		look_up(batch, live);
 	}
 }
 
@@ -786,8 +822,10 @@ bool writer_is_idle(const struct writer *writer)
 
 static void dispatch(struct writer *writer)
 {
-	if (database_state(writer->agent->database) == DATABASE_LIVE) {
-		look_up_all(writer);
+	const bool live = database_state(writer->agent->database) == DATABASE_LIVE;
+
+	look_up_all(writer, live);
+	if (live) {
 		run_queue(writer);
 		run_lane(writer);
 	} else if (!database_expected(writer->agent->database)) {
