@@ -30,6 +30,7 @@
 #define LINES_DEFAULT      10          /* of what the database lists */
 #define LINES_MAX          1000
 #define LIST_MAX           100
+#define SEGMENT_NAME_MAX   201 /* the slash included */
 
 typedef bool take_function(const char *field, const cJSON *value, struct request *request,
 			   struct fault *fault);
@@ -304,6 +305,12 @@ static bool take_timeout(const char *field, const cJSON *value, struct request *
 	return true;
 }
 
+static bool take_segment(const char *field, const cJSON *value, struct request *request,
+			 struct fault *fault)
+{
+	return take_text(field, value, SEGMENT_NAME_MAX, "", &request->name, fault);
+}
+
 static bool take_names(const char *field, const cJSON *value, struct request *request,
 		       struct fault *fault)
 {
@@ -476,6 +483,7 @@ static const struct argument method_arguments[METHODS][ARGUMENTS_MAX] = {
 			       {"by", take_by, false},
 			       TIMEOUT},
 	[METHOD_SUBSCRIBE] = {{"names", take_names, false}},
+	[METHOD_GET_SEGMENT] = {{"name", take_segment, false}},
 	[METHOD_GET_AGENTS] = {{"limit", take_lines_limit, false}, TIMEOUT},
 	[METHOD_WAIT_FLEET] = {TIMEOUT},
 	[METHOD_GET_LOG] = {{"name", take_name, false},

@@ -17,6 +17,7 @@
 #include "agent/introspection.h"
 #include "agent/listing.h"
 #include "agent/methods.h"
+#include "agent/segment_writer.h"
 #include "agent/text.h"
 
 #define INTERFACE "io.cbshm."
@@ -27,7 +28,8 @@ enum handler {
 	HANDLER_DESCRIPTION,
 	HANDLER_LIST,
 	HANDLER_STREAM,
-	HANDLER_WRITER, /* goes to the writer as a request of `kind` */
+	HANDLER_HANDOUT, /* who may is the segment file's business: handout.c */
+	HANDLER_WRITER,  /* goes to the writer as a request of `kind` */
 };
 
 static const struct method {
@@ -71,6 +73,8 @@ static const struct method {
 	[METHOD_LIST] = {INTERFACE "List", ACCESS_REPORT, EFFECT_READ, HANDLER_LIST, 0},
 	[METHOD_SUBSCRIBE] = {INTERFACE "Subscribe", ACCESS_REPORT, EFFECT_STREAM, HANDLER_STREAM,
 			      0},
+	[METHOD_GET_SEGMENT] = {INTERFACE "GetSegment", ACCESS_ANYBODY, EFFECT_NONE,
+				HANDLER_HANDOUT, 0},
 };
 
 const char *method_name(enum method_id method)
@@ -116,7 +120,7 @@ static bool check_flags(enum handler handler, const struct message *message, str
 		return fault_set(fault, REPLY_INVALID_PARAMETER, "upgrade", "%s", "");
 	if (stream && !message->more)
 		return fault_set(fault, REPLY_EXPECTED_MORE, NULL, "%s", "");
-	if (stream && message->oneway)
+	if ((stream || handler == HANDLER_HANDOUT) && message->oneway)
 		return fault_set(fault, REPLY_INVALID_PARAMETER, "oneway", "%s", "");
 	if (message->more && !stream)
 		return fault_set(fault, REPLY_INVALID_PARAMETER, "more", "%s", "");
@@ -175,7 +179,23 @@ static cJSON *list(const struct message *message, const struct caller *caller, s
 	return reply;
 }
 
-/* Fills dispatch->request or *reply; neither: out of memory, or *fault. */
+/* A client that has another segment in mind must not take this one for it. */
+static bool is_our_segment(const struct message *message, const struct caller *caller,
+			   struct fault *fault)
+{
+	struct request *request = make_request(METHOD_GET_SEGMENT, message, caller->peer, fault);
+	const char *ours = segment_writer_name(caller->segment);
+	bool same = request != NULL && (request->name == NULL || strcmp(request->name, ours) == 0);
+
+	if (request != NULL && !same)
+		fault_set(fault, REPLY_NOT_FOUND, request->name,
+			  "this agent's segment is %s: ask the agent of %s, or for no name", ours,
+			  request->name);
+	request_free(request);
+	return same;
+}
+
+/* Fills dispatch->request, dispatch->handout or *reply; none: out of memory, or *fault. */
 static void handle(const struct message *message, const struct caller *caller,
 		   struct dispatch *dispatch, cJSON **reply, struct fault *fault)
 {
@@ -188,6 +208,9 @@ static void handle(const struct message *message, const struct caller *caller,
 		break;
 	case HANDLER_LIST:
 		*reply = list(message, caller, fault);
+		break;
+	case HANDLER_HANDOUT:
+		dispatch->handout = is_our_segment(message, caller, fault);
 		break;
 	case HANDLER_STREAM:
 	case HANDLER_WRITER:
@@ -215,7 +238,8 @@ int methods_dispatch(const struct message *message, const struct caller *caller,
 		dispatch->reply = message_error(&fault);
 	else if (reply != NULL)
 		dispatch->reply = message_reply(reply);
-	return dispatch->reply != NULL || dispatch->request != NULL ? 0 : -ENOMEM;
+	return dispatch->reply != NULL || dispatch->request != NULL || dispatch->handout ? 0
+											 : -ENOMEM;
 }
 
 /* ---- replies ---------------------------------------------------------------------------- */

@@ -28,6 +28,7 @@ enum method_id {
 	METHOD_SET_POLICY,
 	METHOD_LIST,
 	METHOD_SUBSCRIBE,
+	METHOD_GET_SEGMENT,
 	METHOD_GET_AGENTS,
 	METHOD_WAIT_FLEET,
 	METHOD_GET_LOG,
@@ -63,11 +64,12 @@ struct caller {
 	const struct segment_writer *segment;
 };
 
-/* What becomes of a call: exactly one of request and reply is set. */
+/* What becomes of a call: exactly one of request, reply and handout is set. */
 struct dispatch {
 	enum method_id method;
 	struct request *request; /* to be submitted; the receiver sets done and arg */
 	bool stream;             /* or the names in it to be subscribed to, and the request freed */
+	bool handout;            /* a descriptor of the segment is to be sent: handout_send() */
 	char *reply;             /* to be sent; free() */
 	enum reply_error error;  /* of the reply */
 };

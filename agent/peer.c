@@ -179,6 +179,19 @@ static int find_access(int fd, const struct ucred *cred, gid_t group, gid_t admi
 	return 0;
 }
 
+int peer_in_group(int fd, const struct peer *peer, gid_t group, bool *member)
+{
+	gid_t *groups;
+	size_t count;
+	int r = find_groups(fd, &groups, &count);
+
+	if (r < 0)
+		return r;
+	*member = is_member(group, peer->gid, groups, count);
+	free(groups);
+	return 0;
+}
+
 int peer_identify(int fd, gid_t group, gid_t admin_group, struct peer_names *names,
 		  struct peer *peer, enum access *access)
 {

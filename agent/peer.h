@@ -28,4 +28,7 @@ void peer_names_free(struct peer_names *names);
 int peer_identify(int fd, gid_t group, gid_t admin_group, struct peer_names *names,
 		  struct peer *peer, enum access *access);
 
+/* Is the peer a member of this group, by what the kernel says of the socket? Returns 0 or -errno. */
+int peer_in_group(int fd, const struct peer *peer, gid_t group, bool *member);
+
 #endif /* AGENT_PEER_H */

@@ -389,6 +389,22 @@ int segment_file_grow(struct segment_file *file, uint32_t slots)
 	return error;
 }
 
+int segment_file_open_reader(const struct segment_file *file, const char *name)
+{
+	char path[256];
+
+	segment_path(path, name, "");
+	int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0)
+		return errno == ENOENT || errno == ELOOP ? -ESTALE : -errno;
+	struct stat ours, opened;
+	if (fstat(file->fd, &ours) == 0 && fstat(fd, &opened) == 0 &&
+	    ours.st_ino == opened.st_ino && ours.st_dev == opened.st_dev)
+		return fd;
+	close(fd);
+	return -ESTALE;
+}
+
 bool segment_file_in_place(const struct segment_file *file, const char *name)
 {
 	char path[256];

@@ -67,6 +67,9 @@ int segment_file_permit(const struct segment_file *file, const struct segment_op
 /* Allocates the records up to `slots` and publishes them. */
 int segment_file_grow(struct segment_file *file, uint32_t slots);
 
+/* Opens the file once more, only to read it: the descriptor, or -errno. -ESTALE: the name leads elsewhere. */
+int segment_file_open_reader(const struct segment_file *file, const char *name);
+
 /* Does the name still lead to this file? */
 bool segment_file_in_place(const struct segment_file *file, const char *name);
 

@@ -1132,6 +1132,16 @@ int64_t segment_writer_clock_offset(const struct segment_writer *writer)
 	return (int64_t)word_load((const uint64_t *)(const void *)offset);
 }
 
+const char *segment_writer_name(const struct segment_writer *writer)
+{
+	return writer->name;
+}
+
+int segment_writer_open_reader(const struct segment_writer *writer)
+{
+	return segment_file_open_reader(&writer->file, writer->name);
+}
+
 uint32_t segment_writer_breakers(const struct segment_writer *writer)
 {
 	return writer->breakers;

@@ -123,6 +123,11 @@ void segment_writer_watch(struct segment_writer *writer, segment_writer_watcher 
 
 struct segment_changes segment_writer_changes(const struct segment_writer *writer);
 
+const char *segment_writer_name(const struct segment_writer *writer);
+
+/* Opens the segment once more, only to read it: a descriptor for the caller to close, or -errno. -ESTALE: it has lost its name. */
+int segment_writer_open_reader(const struct segment_writer *writer);
+
 /* For readers in this process: until the next call of this header. */
 struct segment_view;
 const struct segment_view *segment_writer_view(const struct segment_writer *writer);

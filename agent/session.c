@@ -21,6 +21,7 @@
 #include <event2/bufferevent.h>
 #include <event2/event.h>
 
+#include "agent/handout.h"
 #include "agent/log.h"
 #include "agent/session.h"
 #include "agent/subscription.h"
@@ -59,6 +60,7 @@ struct call {
 	struct call *next;
 	enum method_id method;
 	bool oneway;
+	bool handout;   /* it is answered when its turn has come, with a descriptor */
 	bool submitted; /* the writer has a request that points here */
 	bool answered;
 	size_t reserved; /* bytes set aside for the reply */
@@ -71,6 +73,10 @@ struct session {
 	struct event *turn; /* fires when there is more to do than this turn of the loop allowed */
 	struct evbuffer *ready; /* replies that go out together, by `flush` */
 	struct event *flush;
+	struct event *
+		writable; /* fires when the socket takes something again, while a handout waits for that */
+	bool unreceived;      /* handout_send()'s */
+	struct timeval stall; /* without any progress in sending */
 	enum session_state state;
 	bool end_of_input;
 	uint64_t id;
@@ -78,7 +84,8 @@ struct session {
 	enum access access;
 	struct call *first, **last; /* in the order in which they came */
 	unsigned calls;
-	unsigned submitted;        /* of these, how many the writer has */
+	unsigned handouts;         /* of these, how many wait for their turn to be answered */
+	unsigned submitted;        /* and how many the writer has */
 	enum method_effect effect; /* of those */
 	char *waiting;             /* a frame that must not overtake them */
 	size_t waiting_size;
@@ -149,7 +156,7 @@ static size_t unsent(const struct session *session)
 
 static bool has_room(const struct session *session)
 {
-	if (session->waiting != NULL && session->submitted > 0)
+	if (session->waiting != NULL && session->submitted + session->handouts > 0)
 		return false;
 	return session->calls < SESSION_PIPELINE_MAX &&
 	       unsent(session) + session->reserved + METHODS_REPLY_MAX <= SESSION_PROMISED_MAX;
@@ -170,12 +177,69 @@ static void send_out(struct session *session, const char *reply, size_t size)
 		event_active(session->flush, EV_TIMEOUT, 0);
 }
 
+/* Takes the reply over. NULL for want of memory: an order with a gap is none, so the session ends. */
+static void answer(struct call *call, enum reply_error error, char *reply)
+{
+	struct session *session = call->session;
+
+	if (call->submitted)
+		session->submitted--;
+	if (call->handout)
+		session->handouts--;
+	session->host->counters->replies[call->method][error]++;
+	call->answered = true;
+	session->reserved -= call->reserved;
+	if (call->oneway) {
+		free(reply);
+	} else if (reply != NULL) {
+		call->reply = reply;
+		session->held += strlen(reply) + 1;
+	} else {
+		drop(session, "memory");
+	}
+}
+
+/* Its reply goes out by itself: the descriptor belongs to it alone. All that comes before it is with the kernel. */
+static void hand_out(struct session *session, struct call *call)
+{
+	struct fault fault;
+
+	switch (handout_send(session->host->segment, bufferevent_getfd(session->stream),
+			     &session->peer, &session->unreceived, &fault)) {
+	case HANDOUT_SENT:
+		call->oneway = true; /* there is no more to be sent */
+		answer(call, REPLY_OK, NULL);
+		break;
+	case HANDOUT_REFUSED:
+		answer(call, fault.error, message_error(&fault));
+		break;
+	case HANDOUT_LATER:
+		event_add(session->writable, &session->stall);
+		break;
+	case HANDOUT_LOST:
+		end(session);
+		break;
+	}
+}
+
+/* Bytes of replies whose turn has come, and which the socket has not taken. */
+static size_t queued(const struct session *session)
+{
+	return evbuffer_get_length(bufferevent_get_output(session->stream)) +
+	       evbuffer_get_length(session->ready);
+}
+
 /* Sends the replies whose turn it is. */
 static void send_replies(struct session *session)
 {
-	while (session->first != NULL && session->first->answered) {
+	while (session->first != NULL) {
 		struct call *call = session->first;
 
+		if (call->handout && !call->answered && queued(session) == 0 &&
+		    !event_pending(session->writable, EV_WRITE, NULL))
+			hand_out(session, call);
+		if (!call->answered)
+			break;
 		session->first = call->next;
 		if (session->first == NULL)
 			session->last = &session->first;
@@ -187,26 +251,6 @@ static void send_replies(struct session *session)
 			send_out(session, call->reply, size);
 		}
 		call_free(call);
-	}
-}
-
-/* Takes the reply over. NULL for want of memory: an order with a gap is none, so the session ends. */
-static void answer(struct call *call, enum reply_error error, char *reply)
-{
-	struct session *session = call->session;
-
-	if (call->submitted)
-		session->submitted--;
-	session->host->counters->replies[call->method][error]++;
-	call->answered = true;
-	session->reserved -= call->reserved;
-	if (call->oneway) {
-		free(reply);
-	} else if (reply != NULL) {
-		call->reply = reply;
-		session->held += strlen(reply) + 1;
-	} else {
-		drop(session, "memory");
 	}
 }
 
@@ -350,6 +394,11 @@ static void dispatch(struct session *session, struct call *call, const struct me
 		return;
 	}
 	call->method = result.method;
+	call->handout = result.handout;
+	if (result.handout) {
+		session->handouts++;
+		return;
+	}
 	if (result.request == NULL) {
 		answer(call, result.error, result.reply);
 		return;
@@ -375,6 +424,8 @@ static bool must_wait(const struct session *session, const struct message *messa
 {
 	const enum method_effect effect = method_effect(message->method);
 
+	if (effect == EFFECT_STREAM && session->handouts > 0)
+		return true;
 	return session->submitted > 0 && effect != EFFECT_NONE && effect != session->effect;
 }
 
@@ -539,6 +590,16 @@ static void on_flush(evutil_socket_t fd, short what, void *arg)
 	settle(session);
 }
 
+static void on_writable(evutil_socket_t fd, short what, void *arg)
+{
+	struct session *session = arg;
+
+	(void)fd;
+	if (session->state != SESSION_ENDED && (what & EV_TIMEOUT) != 0)
+		drop(session, "stalled");
+	settle(session);
+}
+
 static void on_turn(evutil_socket_t fd, short what, void *arg)
 {
 	struct session *session = arg;
@@ -560,23 +621,25 @@ static int open_stream(struct session *session, int fd)
 	const struct session_host *host = session->host;
 	const unsigned stall_ms =
 		host->stall_ms != 0 ? host->stall_ms : SESSION_STALL_SECONDS * 1000;
-	const struct timeval stall = {(time_t)(stall_ms / 1000),
-				      (suseconds_t)(stall_ms % 1000) * 1000};
 
+	session->stall =
+		(struct timeval){(time_t)(stall_ms / 1000), (suseconds_t)(stall_ms % 1000) * 1000};
 	session->turn = evtimer_new(host->event_base, on_turn, session);
 	session->flush = evtimer_new(host->event_base, on_flush, session);
+	session->writable = event_new(host->event_base, fd, EV_WRITE, on_writable, session);
 	session->ready = evbuffer_new();
 	session->stream = bufferevent_socket_new(host->event_base, fd, BEV_OPT_CLOSE_ON_FREE);
 	if (session->stream == NULL) {
 		close(fd);
 		return -ENOMEM;
 	}
-	if (session->turn == NULL || session->flush == NULL || session->ready == NULL)
+	if (session->turn == NULL || session->flush == NULL || session->writable == NULL ||
+	    session->ready == NULL)
 		return -ENOMEM;
 	bufferevent_setcb(session->stream, on_read, on_written, on_event, session);
 	bufferevent_setwatermark(session->stream, EV_READ, 0, INPUT_MAX);
 	bufferevent_setwatermark(session->stream, EV_WRITE, SESSION_PROMISED_MAX / 2, 0);
-	bufferevent_set_timeouts(session->stream, NULL, &stall);
+	bufferevent_set_timeouts(session->stream, NULL, &session->stall);
 	return bufferevent_enable(session->stream, EV_READ | EV_WRITE) < 0 ? -EIO : 0;
 }
 
@@ -651,6 +714,8 @@ void session_free(struct session *session)
 	free(session->waiting);
 	if (session->turn != NULL)
 		event_free(session->turn);
+	if (session->writable != NULL)
+		event_free(session->writable);
 	if (session->stream != NULL) {
 		if (session->state != SESSION_ENDED)
 			send_rest(session);

@@ -3,7 +3,7 @@
 """
 Reads the shared-memory segment of cbshm without libcbshm: everything here is in cbshm-segment(5), and nothing else is needed.
 
-    segment_reader.py [--segment /cbshm] [--owner cbagent] [NAME...]
+    segment_reader.py [--segment /cbshm] [--owner cbagent] [--socket /run/cbshm/io.cbshm] [NAME...]
 
 prints a line of JSON for each of the breakers, or for all. A start for readers in other languages: the functions are in the
 order of the page.
@@ -13,10 +13,12 @@ aligned load of its size, which is what a memoryview of 'Q' or 'I' does. Python 
 the file is mapped again when it has grown; a language that can map total_size at once should do that.
 """
 import argparse
+import fcntl
 import json
 import mmap
 import os
 import pwd
+import socket
 import stat
 import struct
 import sys
@@ -71,22 +73,51 @@ def fields(table, data):
 
 # ---- whom to believe ----
 
-def open_trusted(path, owner):
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise NoSegment(f"{path}: {error.strerror}") from None
-    status = os.fstat(fd)
+def trusted_users(owner):
     trusted = {os.geteuid(), 0}
     try:
         trusted.add(int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid)
     except KeyError:
         pass
+    return trusted
+
+
+def open_trusted(path, trusted):
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise NoSegment(f"{path}: {error.strerror}") from None
+    return check_file(fd, path, trusted)
+
+
+def check_file(fd, path, trusted):
+    status = os.fstat(fd)
     if (not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_mode & 0o022
             or status.st_uid not in trusted):
         os.close(fd)
         raise NoSegment(f"{path} is not to be trusted")
     return fd
+
+
+def ask_agent(path, name, trusted):
+    """The descriptor that the agent hands out, for where the name leads to nothing: GetSegment of io.cbshm(7)."""
+    call = {"method": "io.cbshm.GetSegment", "parameters": {"name": name}}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1)
+        try:
+            connection.connect(path)
+            (_, user, _) = struct.unpack("=3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if user not in trusted:
+                raise NoSegment(f"the server at {path} is not to be trusted")
+            connection.sendall(json.dumps(call).encode() + b"\0")
+            text, descriptors, _, _ = socket.recv_fds(connection, 65536, 16)
+        except OSError as error:
+            raise NoSegment(f"{path}: {error.strerror or error}") from None
+    if len(descriptors) == 1 and fcntl.fcntl(descriptors[0], fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        return check_file(descriptors[0], f"what {path} hands out", {user, 0})
+    for fd in descriptors:
+        os.close(fd)
+    raise NoSegment(f"{path}: {text.decode(errors='replace')}")
 
 
 def check_header(header, file_size):
@@ -143,13 +174,20 @@ def siphash(key, data):
 class Segment:
     """One attached segment; look() and names() follow it when it is replaced."""
 
-    def __init__(self, name="/cbshm", owner="cbagent"):
-        self._path = "/dev/shm" + name
-        self._owner = owner
+    def __init__(self, name="/cbshm", owner="cbagent", agent="/run/cbshm/io.cbshm"):
+        self._name = name
+        self._trusted = trusted_users(owner)
+        self._agent = agent
         self._attach()
 
+    def _open(self):
+        path = "/dev/shm" + self._name
+        if os.path.lexists(path):
+            return open_trusted(path, self._trusted)
+        return ask_agent(self._agent, self._name, self._trusted)
+
     def _attach(self):
-        fd = open_trusted(self._path, self._owner)
+        fd = self._open()
         try:
             header = fields(HEADER, os.pread(fd, 4096, 0).ljust(448, b"\0"))
             size = os.fstat(fd).st_size
@@ -303,10 +341,11 @@ def main():
     parser = argparse.ArgumentParser(description="Read the segment of cbshm.")
     parser.add_argument("--segment", default=os.environ.get("CBSHM_SEGMENT") or "/cbshm")
     parser.add_argument("--owner", default=os.environ.get("CBSHM_OWNER") or "cbagent")
+    parser.add_argument("--socket", default=os.environ.get("CBSHM_SOCKET") or "/run/cbshm/io.cbshm")
     parser.add_argument("names", nargs="*", metavar="NAME")
     options = parser.parse_args()
     try:
-        segment = Segment(options.segment, options.owner)
+        segment = Segment(options.segment, options.owner, options.socket)
     except NoSegment as error:
         sys.exit(f"segment_reader: {error}")
     for name in options.names or sorted(segment.names()):

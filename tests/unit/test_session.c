@@ -27,6 +27,7 @@
 #include <event2/event.h>
 
 #include "agent/agent.h"
+#include "agent/handout.h"
 #include "agent/listener.h"
 #include "agent/log.h"
 #include "agent/segment_writer.h"
@@ -61,6 +62,7 @@ void writer_submit(struct writer *writer, struct request *request)
 struct segment_writer {
 	uint32_t slots;
 	size_t reason_length;
+	const char *path; /* NULL: it has none */
 	segment_writer_watcher *changed;
 	void *changed_arg;
 };
@@ -112,6 +114,20 @@ void segment_writer_watch(struct segment_writer *writer, segment_writer_watcher 
 	writer->changed_arg = arg;
 }
 
+const char *segment_writer_name(const struct segment_writer *writer)
+{
+	(void)writer;
+	return "/cardboard";
+}
+
+/* Any file will do, of the mode and group that the test has given it. */
+int segment_writer_open_reader(const struct segment_writer *writer)
+{
+	int fd = writer->path != NULL ? open(writer->path, O_RDONLY | O_CLOEXEC) : -ESTALE;
+
+	return fd == -1 ? -errno : fd;
+}
+
 static struct fixture {
 	struct event_base *base;
 	struct writer writer;
@@ -121,6 +137,7 @@ static struct fixture {
 	struct session_host host;
 	struct session *session; /* NULL: ended */
 	int client;
+	int server; /* the session's side */
 } fx;
 
 static int64_t now_ms(void)
@@ -162,6 +179,7 @@ static void open_session_with(enum access access, unsigned stall_ms)
 	CU_ASSERT_EQUAL_FATAL(
 		socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
 	fx.client = pair[0];
+	fx.server = pair[1];
 	CU_ASSERT_EQUAL_FATAL(session_new(&fx.host, pair[1], 1, &peer, access, &fx.session), 0);
 }
 
@@ -660,6 +678,268 @@ static void test_subscribe_stop(void)
 	CU_ASSERT_PTR_NULL(receive_from(fx.client));
 	CU_ASSERT_PTR_NULL(fx.session);
 	close_session();
+}
+
+/* ---- descriptors ------------------------------------------------------------------------ */
+
+#define GET_SEGMENT "{\"method\":\"io.cbshm.GetSegment\"}"
+#define HANDED      "{\"parameters\":{\"name\":\"/cardboard\",\"descriptor\":0}}"
+
+static char segment_path[64];
+
+static void open_session_with_segment(enum access access, mode_t mode, unsigned stall_ms)
+{
+	int fd;
+
+	open_session_with(access, stall_ms);
+	strcpy(segment_path, "/tmp/cbshm-test-segment.XXXXXX");
+	fd = mkstemp(segment_path);
+	CU_ASSERT_TRUE_FATAL(fd >= 0);
+	CU_ASSERT_EQUAL(fchmod(fd, mode), 0);
+	close(fd);
+	fx.segment.path = segment_path;
+}
+
+static void close_session_with_segment(void)
+{
+	unlink(segment_path);
+	close_session();
+}
+
+/* One recvmsg(): its bytes, and in *descriptor the one that came with them, or -1. */
+static ssize_t receive_part(char *bytes, size_t size, int *descriptor)
+{
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(4 * sizeof(int))];
+	} control;
+	struct iovec part = {bytes, size};
+	struct msghdr message = {.msg_iov = &part,
+				 .msg_iovlen = 1,
+				 .msg_control = &control,
+				 .msg_controllen = sizeof(control)};
+	ssize_t got = -1;
+
+	for (int64_t end = now_ms() + WAIT_MS; now_ms() < end;) {
+		message.msg_controllen = sizeof(control);
+		got = recvmsg(fx.client, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		if (got >= 0 || errno != EAGAIN)
+			break;
+		pump();
+	}
+	*descriptor = -1;
+	if (got > 0 && message.msg_controllen > 0) {
+		CU_ASSERT_EQUAL(control.header.cmsg_len, CMSG_LEN(sizeof(int)));
+		memcpy(descriptor, CMSG_DATA(&control.header), sizeof(*descriptor));
+	}
+	return got;
+}
+
+/* Is this the one, and can it only be read? Closes it. */
+static bool is_segment(int descriptor)
+{
+	struct stat file, received;
+	bool is = stat(segment_path, &file) == 0 && fstat(descriptor, &received) == 0 &&
+		  file.st_ino == received.st_ino && file.st_dev == received.st_dev &&
+		  (fcntl(descriptor, F_GETFL) & O_ACCMODE) == O_RDONLY;
+
+	close(descriptor);
+	return is;
+}
+
+static void expect_segment(void)
+{
+	char bytes[4096] = "";
+	int fd;
+
+	CU_ASSERT_EQUAL(receive_part(bytes, sizeof(bytes), &fd), sizeof(HANDED));
+	CU_ASSERT_TRUE(same("reply", bytes, HANDED));
+	CU_ASSERT_TRUE(is_segment(fd));
+}
+
+static void test_handout(void)
+{
+	open_session_with_segment(ACCESS_ANYBODY, 0644, 0);
+	for (int i = 0; i < 3; i++) {
+		send_text(i == 0 ? GET_SEGMENT
+				 : "{\"method\":\"io.cbshm.GetSegment\",\"parameters\":"
+				   "{\"name\":\"/cardboard\"}}");
+		expect_segment();
+	}
+	CU_ASSERT_EQUAL(fx.counters.replies[METHOD_GET_SEGMENT][REPLY_OK], 3);
+	close_session_with_segment();
+}
+
+static void test_handout_refused(void)
+{
+	open_session_with_segment(ACCESS_ADMIN, 0600, 0);
+	expect_error("a stranger", call(GET_SEGMENT), "io.cbshm.PermissionDenied", "message",
+		     "user someone (uid 1234) may not read the segment: that takes membership of "
+		     "the agent's [segment] group");
+	close_session_with_segment();
+
+	open_session_with_segment(ACCESS_ANYBODY, 0644, 0);
+	expect_error("another one",
+		     call("{\"method\":\"io.cbshm.GetSegment\",\"parameters\":{\"name\":\"/c\"}}"),
+		     "io.cbshm.NotFound", "name", "/c");
+	expect_error("no text",
+		     call("{\"method\":\"io.cbshm.GetSegment\",\"parameters\":{\"name\":1}}"),
+		     "io.cbshm.InvalidArgument", "field", "name");
+	expect_error("a parameter too many",
+		     call("{\"method\":\"io.cbshm.GetSegment\",\"parameters\":{\"x\":1}}"),
+		     "io.cbshm.InvalidArgument", "field", "x");
+	expect_error("more", call("{\"more\":true,\"method\":\"io.cbshm.GetSegment\"}"),
+		     "org.varlink.service.InvalidParameter", "parameter", "more");
+	send_text("{\"oneway\":true,\"method\":\"io.cbshm.GetSegment\"}");
+	pump();
+	CU_ASSERT_EQUAL(fx.counters.replies[METHOD_GET_SEGMENT][REPLY_INVALID_PARAMETER], 2);
+	fx.segment.path = NULL;
+	expect_error("it has no name", call(GET_SEGMENT), "io.cbshm.LimitExceeded", NULL, NULL);
+	close_session_with_segment();
+}
+
+/* One that is not received keeps the next from being sent, and nothing is kept of it here. */
+static void test_handout_unreceived(void)
+{
+	int fd, lowest = dup(0);
+
+	close(lowest);
+	open_session_with_segment(ACCESS_ANYBODY, 0644, 0);
+	for (int i = 0; i < 100; i++)
+		send_text(GET_SEGMENT);
+	pump();
+	CU_ASSERT_EQUAL(fx.counters.replies[METHOD_GET_SEGMENT][REPLY_OK], 1);
+	CU_ASSERT_EQUAL(fx.counters.replies[METHOD_GET_SEGMENT][REPLY_LIMIT_EXCEEDED], 99);
+	expect_segment();
+	for (int i = 0; i < 99; i++)
+		expect_error("unreceived", receive(), "io.cbshm.LimitExceeded", NULL, NULL);
+	send_text(GET_SEGMENT);
+	expect_segment();
+	close_session_with_segment();
+	fd = dup(0);
+	CU_ASSERT_EQUAL(fd, lowest);
+	close(fd);
+}
+
+static void test_handout_no_files(void)
+{
+	struct rlimit limit, none;
+
+	open_session_with_segment(ACCESS_ANYBODY, 0644, 0);
+	getrlimit(RLIMIT_NOFILE, &limit);
+	none = limit;
+	none.rlim_cur = 0;
+	setrlimit(RLIMIT_NOFILE, &none);
+	expect_error("no files", call(GET_SEGMENT), "io.cbshm.LimitExceeded", "message",
+		     "the agent has no file descriptor left: ask again later");
+	setrlimit(RLIMIT_NOFILE, &limit);
+	send_text(GET_SEGMENT);
+	expect_segment();
+	close_session_with_segment();
+}
+
+#define PADDED 60000
+
+/* Answers that are so long that the socket is full before all of them are out. */
+static void answer_padded(void)
+{
+	static char json[PADDED + 1];
+
+	memset(json, ' ', PADDED);
+	strcpy(json + PADDED - 2, "{}");
+	while (fx.writer.count > 0)
+		answer_one(0, &(struct answer){.status = ANSWER_OK, .json = json});
+	pump();
+}
+
+/* Receives so many replies, of which one, number `at` from 1, comes with the segment. */
+static void expect_in_order(unsigned count, unsigned at)
+{
+	static char bytes[65536];
+	unsigned replies = 0, handed = 0;
+
+	while (replies < count) {
+		int fd;
+		ssize_t got = receive_part(bytes, sizeof(bytes), &fd);
+
+		CU_ASSERT_TRUE_FATAL(got > 0);
+		for (ssize_t i = 0; i < got; i++)
+			replies += bytes[i] == '\0';
+		if (fd < 0)
+			continue;
+		/* The kernel never gives bytes beyond those that a descriptor came with. */
+		CU_ASSERT_TRUE_FATAL((size_t)got >= sizeof(HANDED));
+		CU_ASSERT_TRUE(same("reply", bytes + got - sizeof(HANDED), HANDED));
+		CU_ASSERT_EQUAL(replies, at);
+		CU_ASSERT_TRUE(is_segment(fd));
+		handed++;
+	}
+	CU_ASSERT_EQUAL(replies, count);
+	CU_ASSERT_EQUAL(handed, 1);
+}
+
+/* The descriptor comes with its own reply, whatever waits before and behind it. */
+static void test_handout_in_order(void)
+{
+	open_session_with_segment(ACCESS_REPORT, 0644, 0);
+	for (int i = 0; i < 12; i++)
+		send_text(i == 10 ? GET_SEGMENT : GET_STATE);
+	pump();
+	answer_padded();
+	CU_ASSERT_EQUAL(fx.counters.replies[METHOD_GET_SEGMENT][REPLY_OK], 0);
+	expect_in_order(12, 11);
+	close_session_with_segment();
+}
+
+/* A subscription takes the connection over when the descriptor is out, not before. */
+static void test_handout_before_subscription(void)
+{
+	open_session_with_segment(ACCESS_REPORT, 0644, 0);
+	for (int i = 0; i < 10; i++)
+		send_text(GET_STATE);
+	send_text(GET_SEGMENT);
+	send_text(SUBSCRIBE "}");
+	pump();
+	answer_padded();
+	CU_ASSERT_PTR_NULL(fx.segment.changed);
+	expect_in_order(12, 11);
+	CU_ASSERT_PTR_NOT_NULL(fx.segment.changed);
+	close_session_with_segment();
+}
+
+/* All replies are out, but the socket is full: as soon as it takes something, or the peer is dropped. */
+static void test_handout_full_socket(void)
+{
+	static char bytes[65536];
+	ssize_t filled = 0, sent, got;
+	int64_t end;
+	int fd;
+
+	open_session_with_segment(ACCESS_ANYBODY, 0644, 300);
+	while ((sent = send(fx.server, bytes, 4096, MSG_DONTWAIT)) > 0)
+		filled += sent;
+	send_text(GET_SEGMENT);
+	send_text(GET_SEGMENT);
+	pump();
+	CU_ASSERT_EQUAL(fx.counters.replies[METHOD_GET_SEGMENT][REPLY_OK], 0);
+	while (filled > 0) {
+		got = receive_part(bytes, (size_t)filled < sizeof(bytes) ? (size_t)filled : 4096,
+				   &fd);
+		CU_ASSERT_TRUE_FATAL(got > 0 && fd < 0);
+		filled -= got;
+	}
+	expect_segment();
+	CU_ASSERT_EQUAL(fx.counters.dropped, 0);
+	cJSON_Delete(receive());
+
+	while (send(fx.server, bytes, 4096, MSG_DONTWAIT) > 0)
+		;
+	send_text(GET_SEGMENT);
+	for (end = now_ms() + WAIT_MS; fx.session != NULL && now_ms() < end; usleep(1000))
+		pump();
+	CU_ASSERT_PTR_NULL(fx.session);
+	CU_ASSERT_EQUAL(fx.counters.dropped, 1);
+	close_session_with_segment();
 }
 
 static void test_byte_by_byte(void)
@@ -1878,6 +2158,90 @@ static void test_groups(void)
 	remove_directory();
 }
 
+/* The segment's own group and mode decide, not those of the socket. */
+static void test_segment_group(void)
+{
+	int fd;
+
+	if (geteuid() != 0) {
+		tap_skip("only root can become another user");
+		return;
+	}
+	make_directory();
+	door.options.mode = 0666;
+	door.options.admin_group = ADMIN_GROUP;
+	CU_ASSERT_EQUAL_FATAL(listen_there(), 0);
+	strcpy(segment_path, "/tmp/cbshm-test-segment.XXXXXX");
+	fd = mkstemp(segment_path);
+	CU_ASSERT_EQUAL(fchown(fd, 0, GROUP), 0);
+	CU_ASSERT_EQUAL(fchmod(fd, 0640), 0);
+	fx.segment.path = segment_path;
+	CU_ASSERT_EQUAL(stranger(GROUP, 1, GET_SEGMENT, "\"descriptor\""), 0);
+	CU_ASSERT_EQUAL(stranger(ADMIN_GROUP, 1, GET_SEGMENT, "io.cbshm.PermissionDenied"), 0);
+	CU_ASSERT_EQUAL(fchmod(fd, 0604), 0);
+	CU_ASSERT_EQUAL(stranger(GROUP, 1, GET_SEGMENT, "io.cbshm.PermissionDenied"), 0);
+	CU_ASSERT_EQUAL(stranger(7, 1, GET_SEGMENT, "\"descriptor\""), 0);
+	CU_ASSERT_EQUAL(fchown(fd, OTHER_UID, GROUP), 0);
+	CU_ASSERT_EQUAL(stranger(7, 1, GET_SEGMENT, "\"descriptor\""), 0);
+	CU_ASSERT_EQUAL(fchmod(fd, 0044), 0);
+	CU_ASSERT_EQUAL(stranger(GROUP, 1, GET_SEGMENT, "io.cbshm.PermissionDenied"), 0);
+	close(fd);
+	unlink(segment_path);
+	remove_directory();
+}
+
+/*
+ * The kernel counts the descriptors under way per user and lets root have any number, so this is another user: its limit is full,
+ * as somebody has not received a good many, and the next who asks hears of it.
+ */
+static int hand_out_beyond_limit(void)
+{
+	const struct rlimit few = {16, 16};
+	struct fault fault = {.error = REPLY_OK};
+	const struct peer peer = {.uid = OTHER_UID, .user = "o"};
+	bool unreceived = false;
+	int pair[2];
+
+	if (setgroups(0, NULL) < 0 || setgid(OTHER_UID) < 0 || setuid(OTHER_UID) < 0)
+		return 2;
+	setrlimit(RLIMIT_NOFILE, &few);
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair) < 0)
+		return 3;
+	for (int i = 0; i < 100; i++) {
+		unreceived = false;
+		switch (handout_send(&fx.segment, pair[0], &peer, &unreceived, &fault)) {
+		case HANDOUT_SENT:
+			continue;
+		case HANDOUT_REFUSED:
+			return i > 10 && fault.error == REPLY_LIMIT_EXCEEDED &&
+					       strstr(fault.message, "on their way") != NULL
+				       ? 0
+				       : 4;
+		default:
+			return 5;
+		}
+	}
+	return 6;
+}
+
+static void test_handout_limit(void)
+{
+	int status = -1;
+	pid_t child;
+
+	if (geteuid() != 0) {
+		tap_skip("only root can become another user");
+		return;
+	}
+	memset(&fx, 0, sizeof(fx));
+	fx.segment.path = "/etc/passwd"; /* which all may read */
+	child = child_fork();
+	if (child == 0)
+		_exit(hand_out_beyond_limit());
+	CU_ASSERT_EQUAL(waitpid(child, &status, 0), child);
+	CU_ASSERT_EQUAL(status, 0);
+}
+
 static void test_mode_keeps_out(void)
 {
 	if (geteuid() != 0) {
@@ -1965,6 +2329,13 @@ int main(void)
 		{"Subscribe: a slow reader", test_subscribe_slowly},
 		{"Subscribe: too slow for what is gone", test_subscribe_behind},
 		{"Subscribe: stop", test_subscribe_stop},
+		{"GetSegment", test_handout},
+		{"GetSegment: refused", test_handout_refused},
+		{"GetSegment: not received", test_handout_unreceived},
+		{"GetSegment: no file descriptor left", test_handout_no_files},
+		{"GetSegment: order", test_handout_in_order},
+		{"GetSegment: before Subscribe", test_handout_before_subscription},
+		{"GetSegment: a full socket", test_handout_full_socket},
 		{"malformed messages", test_malformed},
 		{"a malformed message after good ones", test_malformed_in_order},
 		{"nesting", test_nesting},
@@ -2005,6 +2376,8 @@ int main(void)
 		{"stop answers what is under way", test_listener_stop},
 		{"stop without clients", test_listener_stop_idle},
 		{"groups of the peer", test_groups},
+		{"who may have the segment", test_segment_group},
+		{"too many descriptors under way", test_handout_limit},
 		{"the mode keeps others out", test_mode_keeps_out},
 		{"limit per user", test_per_uid_limit},
 		CU_TEST_INFO_NULL,
