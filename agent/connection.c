@@ -722,3 +722,16 @@ int connection_backend(const struct connection *connection)
 {
 	return PQbackendPID(connection->pg);
 }
+
+static const char *or_nothing(const char *text)
+{
+	return text != NULL ? text : "";
+}
+
+void connection_peer(const struct connection *connection, const char **host, const char **address,
+		     const char **port)
+{
+	*host = or_nothing(PQhost(connection->pg));
+	*address = or_nothing(PQhostaddr(connection->pg));
+	*port = or_nothing(PQport(connection->pg));
+}

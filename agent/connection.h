@@ -115,6 +115,10 @@ int64_t connection_silence(const struct connection *connection);
 /* host:port for the log; valid as long as the connection. */
 const char *connection_server(const struct connection *connection);
 
+/* Where it leads, as libpq has it: host or directory, address ("" for a socket), port. Once open; valid as long as the connection. */
+void connection_peer(const struct connection *connection, const char **host, const char **address,
+		     const char **port);
+
 /* The process id of its server process, by the server's word. */
 int connection_backend(const struct connection *connection);
 

@@ -30,6 +30,7 @@
 #include "agent/query.h"
 #include "agent/recovery.h"
 #include "agent/resolver.h"
+#include "agent/scout.h"
 #include "agent/segment_writer.h"
 #include "agent/target.h"
 #include "agent/text.h"
@@ -38,11 +39,12 @@
 /* Microseconds. */
 #define BACKOFF_FIRST 50000
 #define BACKOFF_LAST \
-	1000000 /* a server that is back is found within 2 s: this, the connect and the load */
+	500000 /* a server that is back is found within 2 s: this, the connect and the load */
 #define BACKOFF_SCHEMA  5000000
 #define BACKOFF_LANE    500000
 #define EXPECTED_WITHIN 1000000 /* how long after a loss callers are kept waiting */
 #define SILENCE_MAX     5000000 /* a server that answers nothing for so long is dead */
+#define SILENCE_LOOK    750000  /* and after so long already if another one takes writes */
 #define LISTEN_WITHIN   2000000
 #define HEARTBEAT_EVERY 2 /* ticks of a second */
 #define TOLERANCE_MIN   5000
@@ -107,6 +109,7 @@ struct database {
 	bool ever_live;
 	struct target *target;
 	struct resolver *resolver;
+	struct scout *scout; /* while the present server is silent */
 	unsigned first_server;
 	unsigned failures; /* in a row */
 
@@ -296,6 +299,8 @@ static void close_all(struct database *database)
 
 	resolver_free(database->resolver);
 	database->resolver = NULL;
+	scout_free(database->scout);
+	database->scout = NULL;
 	/* Nobody may send anything over what is about to go. */
 	database->lane = database->write = database->control = NULL;
 	database->opened = 0;
@@ -542,6 +547,32 @@ static void watch_stuck(struct database *database)
 	connection_run(database->control, unit);
 }
 
+static bool is_silent(const struct database *database)
+{
+	return connection_silence(database->control) > SILENCE_LOOK ||
+	       connection_silence(database->write) > SILENCE_LOOK;
+}
+
+static void on_scouted(unsigned server, void *arg)
+{
+	struct database *database = arg;
+
+	scout_free(database->scout);
+	database->scout = NULL;
+	if (server == TARGET_NONE || database->state != DATABASE_LIVE || !is_silent(database))
+		return;
+	database->first_server = server;
+	database_break(database, "the server is silent, and another one takes writes");
+}
+
+/* It may be slow, or waits for a standby that has been promoted. */
+static void look_elsewhere(struct database *database)
+{
+	if (database->scout == NULL && is_silent(database))
+		database->scout = scout_start(database->agent->base, database->target,
+					      database->control, on_scouted, database);
+}
+
 static void on_tick(evutil_socket_t fd, short what, void *arg)
 {
 	struct database *database = arg;
@@ -558,6 +589,7 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
 	}
 	if (database->state != DATABASE_LIVE)
 		return;
+	look_elsewhere(database);
 	watch_stuck(database);
 	check_listen(database);
 	if (database->ticks % HEARTBEAT_EVERY == 0 && !database->heartbeat_pending &&
@@ -713,11 +745,23 @@ static void send_probe(struct database *database)
 	connection_run(database->write, unit);
 }
 
+/* Where the list begins from now on: with the one that was good. */
+static unsigned present_server(const struct database *database)
+{
+	const char *host, *address, *port;
+	unsigned found;
+
+	connection_peer(database->control, &host, &address, &port);
+	found = target_find(database->target, host, address, port);
+	return found != TARGET_NONE ? found : database->first_server;
+}
+
 void database_loaded(struct database *database)
 {
 	if (database->state != DATABASE_LOADING)
 		return;
 	database->failures = 0;
+	database->first_server = present_server(database);
 	database->schema_trouble = false;
 	database->trouble[0] = database->logged[0] = '\0';
 	change_state(database, DATABASE_LIVE);
@@ -821,11 +865,32 @@ struct connection *database_lane(struct database *database)
 		return NULL;
 	target_settings(database->target, database->first_server, &keywords, &values);
 	database->lane = connection_open(database->agent->base, "lane", keywords, values,
-					 target_timeout(database->target), &events, database);
+					 target_timeout(database->target, database->failures),
+					 &events, database);
 	return NULL;
 }
 
 /* ---- connecting ---- */
+
+static void on_opened(struct connection *connection, void *arg);
+
+static struct connection *open_connection(struct database *database, const char *name,
+					  const struct connection_events *events)
+{
+	const char *const *keywords, *const *values;
+
+	target_settings(database->target, database->first_server, &keywords, &values);
+	return connection_open(database->agent->base, name, keywords, values,
+			       target_timeout(database->target, database->failures), events,
+			       database);
+}
+
+static void open_write(struct database *database)
+{
+	static const struct connection_events events = {.opened = on_opened, .lost = on_lost};
+
+	database->write = open_connection(database, "write", &events);
+}
 
 static void on_opened(struct connection *connection, void *arg)
 {
@@ -834,27 +899,22 @@ static void on_opened(struct connection *connection, void *arg)
 	(void)connection;
 	if (++database->opened == 2)
 		check(database);
+	else if (database->write == NULL)
+		open_write(database);
 }
 
+/* To find out whether a server is back one connection is enough, and half the trouble for it. */
 static void open_connections(struct database *database)
 {
-	static const struct connection_events control_events = {
+	static const struct connection_events events = {
 		.opened = on_opened,
 		.lost = on_lost,
 		.notified = on_notified,
 	};
-	static const struct connection_events write_events = {
-		.opened = on_opened,
-		.lost = on_lost,
-	};
-	const int64_t timeout = target_timeout(database->target);
-	const char *const *keywords, *const *values;
 
-	target_settings(database->target, database->first_server, &keywords, &values);
-	database->control = connection_open(database->agent->base, "control", keywords, values,
-					    timeout, &control_events, database);
-	database->write = connection_open(database->agent->base, "write", keywords, values, timeout,
-					  &write_events, database);
+	database->control = open_connection(database, "control", &events);
+	if (database->failures == 0)
+		open_write(database);
 }
 
 static void on_resolved(const struct resolution *resolutions, unsigned count, void *arg)

@@ -16,6 +16,7 @@
 
 #define TIMEOUT_ONE     5000000 /* microseconds, where there is only one server */
 #define TIMEOUT_SEVERAL 2000000 /* where another one may be better */
+#define TIMEOUT_FIRST   500000  /* and has not been tried yet; twice as long each time */
 
 struct server {
 	char *host;
@@ -193,13 +194,18 @@ unsigned target_resolve(struct target *target, const struct resolution *resoluti
 	return target->count;
 }
 
-int64_t target_timeout(const struct target *target)
+int64_t target_timeout(const struct target *target, unsigned failures)
 {
 	const char *given = option(target->options, "connect_timeout");
+	int64_t timeout = TIMEOUT_FIRST;
 
 	if (given != NULL && atoi(given) > 0)
 		return (int64_t)atoi(given) * 1000000;
-	return target->count > 1 ? TIMEOUT_SEVERAL : TIMEOUT_ONE;
+	if (target->count <= 1)
+		return TIMEOUT_ONE;
+	for (; failures > 0 && timeout < TIMEOUT_SEVERAL; failures--)
+		timeout *= 2;
+	return timeout;
 }
 
 static unsigned put(struct target *target, unsigned at, const char *keyword, const char *value)
@@ -212,11 +218,11 @@ static unsigned put(struct target *target, unsigned at, const char *keyword, con
 	return at;
 }
 
-static void build_lists(struct target *target, unsigned first)
+static void build_lists(struct target *target, unsigned first, unsigned count)
 {
 	struct text lists[3] = {{0}};
 
-	for (unsigned i = 0; i < target->count; i++) {
+	for (unsigned i = 0; i < count; i++) {
 		const struct server *server = &target->servers[(first + i) % target->count];
 		const char *items[3] = {server->host, server->address, server->port};
 
@@ -232,8 +238,9 @@ static void build_lists(struct target *target, unsigned first)
 	}
 }
 
-void target_settings(struct target *target, unsigned first, const char *const **keywords,
-		     const char *const **values)
+/* `count` servers, beginning with number `first`. */
+static void build(struct target *target, unsigned first, unsigned count,
+		  const char *const **keywords, const char *const **values)
 {
 	static const char *const list_keywords[3] = {"host", "hostaddr", "port"};
 	unsigned at = 0;
@@ -252,7 +259,7 @@ void target_settings(struct target *target, unsigned first, const char *const **
 	}
 	at = put(target, at, "client_encoding", "UTF8");
 	if (target->count > 0) {
-		build_lists(target, first % target->count);
+		build_lists(target, first % target->count, count);
 		for (unsigned j = 0; j < 3; j++) {
 			/* A list of nothing but commas says nothing. */
 			if (strspn(target->lists[j], ",") < strlen(target->lists[j]))
@@ -262,4 +269,40 @@ void target_settings(struct target *target, unsigned first, const char *const **
 	target->keywords[at] = target->values[at] = NULL;
 	*keywords = target->keywords;
 	*values = target->values;
+}
+
+void target_settings(struct target *target, unsigned first, const char *const **keywords,
+		     const char *const **values)
+{
+	build(target, first, target->count, keywords, values);
+}
+
+static bool is_like(const char *wanted, const char *found)
+{
+	return wanted == NULL || strcmp(wanted, found) == 0;
+}
+
+unsigned target_find(const struct target *target, const char *host, const char *address,
+		     const char *port)
+{
+	for (unsigned i = 0; i < target->count; i++) {
+		const struct server *server = &target->servers[i];
+
+		if (is_like(server->host, host) && is_like(server->address, address) &&
+		    is_like(server->port, port))
+			return i;
+	}
+	return TARGET_NONE;
+}
+
+bool target_others(struct target *target, unsigned server, const char *const **keywords,
+		   const char *const **values)
+{
+	const char *wanted = option(target->options, "target_session_attrs");
+
+	if (target->count < 2 ||
+	    (wanted != NULL && strcmp(wanted, "read-write") != 0 && strcmp(wanted, "primary") != 0))
+		return false;
+	build(target, server + 1, target->count - 1, keywords, values);
+	return true;
 }

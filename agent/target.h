@@ -10,12 +10,14 @@
 #ifndef AGENT_TARGET_H
 #define AGENT_TARGET_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "agent/resolver.h"
 
 #define TARGET_SERVERS_MAX  32
 #define TARGET_SETTINGS_MAX 64
+#define TARGET_NONE         TARGET_SERVERS_MAX /* no server's number */
 
 struct target;
 
@@ -30,8 +32,11 @@ unsigned target_names(const struct target *target, const char *names[TARGET_SERV
 unsigned target_resolve(struct target *target, const struct resolution *resolutions,
 			unsigned count);
 
-/* How long to wait for them, in microseconds. */
-int64_t target_timeout(const struct target *target);
+/*
+ * How long to wait for them, in microseconds, after so many failures in a row. Where there are several, one that hangs is soon
+ * put last; if all have been, they are given more time.
+ */
+int64_t target_timeout(const struct target *target, unsigned failures);
 
 /*
  * For PQconnectStartParams(), ending with NULL: the servers beginning with number `first` (modulo their
@@ -39,5 +44,13 @@ int64_t target_timeout(const struct target *target);
  */
 void target_settings(struct target *target, unsigned first, const char *const **keywords,
 		     const char *const **values);
+
+/* The number of the server to which a connection leads, see connection_peer(); TARGET_NONE if it cannot be told. */
+unsigned target_find(const struct target *target, const char *host, const char *address,
+		     const char *port);
+
+/* As target_settings(), but only the servers beside this one. False: there are none, or not only one that takes writes is wanted. */
+bool target_others(struct target *target, unsigned server, const char *const **keywords,
+		   const char *const **values);
 
 #endif /* AGENT_TARGET_H */

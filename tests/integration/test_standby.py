@@ -6,6 +6,7 @@ import unittest
 from support import tap
 from support.agent import Agent, wait_for
 from support.postgres import AGENT_USER, Postgres
+from support.varlink import VarlinkError
 
 
 class ServerTest(unittest.TestCase):
@@ -46,6 +47,32 @@ class Standby(ServerTest):
         self.primary.promote()
         tap.note(f"after a switch back: {agent.writes_again():.2f} s")
         self.assertTrue(agent.is_open("since"))
+
+    def test_primary_that_is_silent(self):
+        """It keeps its connections and answers nothing, while its standby is promoted: nobody waits for it to die."""
+        agent = self.agent(self.primary, conninfo=self.both())
+        agent.call("Enable", name="x")
+        self.primary.sigstop()
+        self.standby.promote()
+        tap.note(f"after a promotion beside a silent primary: {agent.writes_again():.2f} s")
+        self.assertIn("is silent, and another one takes writes", agent.log())
+        # The third connection does not ask the silent one first.
+        self.assertEqual(agent.outcome("SetPolicy", name="x", set={"failure_threshold": 2})[0], "ok")
+
+    def test_primary_that_is_cut_off_from_its_standby(self):
+        """It answers, but no commit ends, and its standby is promoted."""
+        agent = self.agent(self.primary, conninfo=self.both())
+        agent.call("Enable", name="x")
+        self.standby.stop()
+        with agent.connect() as client:
+            client.send("Disable", {"name": "x", "reason": "y", "timeout_ms": 20000})
+            self.standby.options["primary_conninfo"] = ""
+            self.standby.start()
+            self.standby.promote()
+            tap.note(f"after a promotion beside a primary that waits: {agent.writes_again():.2f} s")
+            with self.assertRaises(VarlinkError) as caught:
+                client.receive()
+            self.assertEqual(caught.exception.name, "OutcomeUnknown")
 
     def test_only_a_standby_answers(self):
         """Reads of segment and mirror go on, writes say why, and the promotion is found."""

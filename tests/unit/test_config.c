@@ -238,7 +238,7 @@ static void test_target_names(void)
 	};
 
 	CU_ASSERT_PTR_NOT_NULL_FATAL(target);
-	CU_ASSERT_EQUAL(target_timeout(target), 7000000);
+	CU_ASSERT_EQUAL(target_timeout(target, 0), 7000000);
 	CU_ASSERT_EQUAL_FATAL(target_names(target, names), 2);
 	CU_ASSERT_STRING_EQUAL(names[0], "a");
 	CU_ASSERT_STRING_EQUAL(names[1], "b");
@@ -250,6 +250,39 @@ static void test_target_names(void)
 	CU_ASSERT_STRING_EQUAL(setting(target, 2, "host"), "/tmp,10.0.0.1,a,a");
 	CU_ASSERT_STRING_EQUAL(setting(target, 5, "port"), "1,2,3,1");
 	target_free(target);
+}
+
+static void test_target_timeouts(void)
+{
+	struct target *one = target_new("host=/tmp"), *two = target_new("host=/a,/b");
+
+	CU_ASSERT_EQUAL(target_timeout(one, 0), 5000000);
+	CU_ASSERT_EQUAL(target_timeout(two, 0), 500000);
+	CU_ASSERT_EQUAL(target_timeout(two, 1), 1000000);
+	CU_ASSERT_EQUAL(target_timeout(two, 4000000000), 2000000);
+	target_free(one);
+	target_free(two);
+}
+
+static void test_target_others(void)
+{
+	struct target *target = target_new("host=/a,/b,/b port=1,2,3");
+	struct target *any = target_new("host=/a,/b target_session_attrs=any");
+	const char *const *keywords, *const *values;
+
+	CU_ASSERT_EQUAL(target_find(target, "/b", "", "2"), 1);
+	CU_ASSERT_EQUAL(target_find(target, "/b", "", "3"), 2);
+	CU_ASSERT_EQUAL(target_find(target, "/b", "", "4"), TARGET_NONE);
+	CU_ASSERT(target_others(target, 1, &keywords, &values));
+	for (; *keywords != NULL; keywords++, values++) {
+		if (strcmp(*keywords, "host") == 0)
+			CU_ASSERT_STRING_EQUAL(*values, "/b,/a");
+		if (strcmp(*keywords, "port") == 0)
+			CU_ASSERT_STRING_EQUAL(*values, "3,1");
+	}
+	CU_ASSERT_FALSE(target_others(any, 0, &keywords, &values));
+	target_free(target);
+	target_free(any);
 }
 
 static void test_target_nothing_resolves(void)
@@ -308,6 +341,8 @@ int main(void)
 	CU_TestInfo target[] = {
 		{"defaults", test_target_defaults},
 		{"names, addresses and ports", test_target_names},
+		{"how long each attempt lasts", test_target_timeouts},
+		{"the servers beside one", test_target_others},
 		{"nothing resolves", test_target_nothing_resolves},
 		CU_TEST_INFO_NULL,
 	};

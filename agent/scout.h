@@ -1,0 +1,27 @@
+/*
+ * scout.h - asks the other servers of the conninfo whether one of them takes writes
+ *
+ * SPDX-License-Identifier: ISC
+ *
+ * For when the present server is silent: it may only be slow, or its standby has been promoted. To find out costs one connection
+ * and disturbs nobody.
+ */
+#ifndef AGENT_SCOUT_H
+#define AGENT_SCOUT_H
+
+struct connection;
+struct event_base;
+struct scout;
+struct target;
+
+/* Called once, from the loop: the number of the server, or TARGET_NONE. It may free the scout. */
+typedef void scout_done(unsigned server, void *arg);
+
+/* `present` is not asked. NULL: there is nobody else. `target` must outlive the scout. */
+struct scout *scout_start(struct event_base *base, struct target *target,
+			  const struct connection *present, scout_done *done, void *arg);
+
+/* NULL is fine. */
+void scout_free(struct scout *scout);
+
+#endif /* AGENT_SCOUT_H */
