@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <sys/queue.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "agent/agent.h"
 #include "agent/config.h"
@@ -35,7 +36,8 @@
 #define SWEEP_EVERY  20000
 #define LEAVE_WITHIN 1000000
 
-#define WAITS_MAX 64
+#define WAITS_MAX      64
+#define WAITS_PER_USER 16 /* but root's and the agent's own */
 
 enum wait_state { WAIT_IDLE, WAIT_ANNOUNCING, WAIT_PAUSING, WAIT_ASKING };
 
@@ -43,6 +45,7 @@ struct wait {
 	struct fleet *fleet;
 	struct request *request; /* NULL once answered */
 	enum wait_state state;
+	bool excess;   /* its user has as many as it may */
 	char *barrier; /* as the database has named them */
 	char *moment;
 	char *found; /* by the last look: JSON, NULL if there was none */
@@ -359,14 +362,26 @@ static void expire(struct fleet *fleet)
 	}
 }
 
-/* Those that came last have not begun. */
+static void refuse(struct wait *wait, const char *message)
+{
+	answer(wait, &(struct answer){.status = ANSWER_LIMIT, .message = message});
+}
+
+/* None of these has begun. */
 static void refuse_too_many(struct fleet *fleet)
 {
+	struct wait *wait, *next;
+
+	for (wait = TAILQ_FIRST(&fleet->waits); wait != NULL; wait = next) {
+		next = TAILQ_NEXT(wait, link);
+		if (wait->excess)
+			refuse(wait,
+			       "16 clients of this user wait for the fleet already: try again "
+			       "when one of them is done");
+	}
 	while (fleet->count > WAITS_MAX)
-		answer(TAILQ_LAST(&fleet->waits, waits),
-		       &(struct answer){.status = ANSWER_LIMIT,
-					.message = "64 clients of this agent wait for the fleet "
-						   "already: try again later"});
+		refuse(TAILQ_LAST(&fleet->waits, waits),
+		       "64 clients of this agent wait for the fleet already: try again later");
 }
 
 static void dispatch(struct fleet *fleet)
@@ -403,12 +418,25 @@ void fleet_database_changed(struct fleet *fleet)
 	event_active(fleet->kick, EV_TIMEOUT, 0);
 }
 
+static bool has_too_many(const struct fleet *fleet, uid_t uid)
+{
+	const struct wait *wait;
+	unsigned count = 0;
+
+	if (uid == 0 || uid == geteuid())
+		return false;
+	TAILQ_FOREACH(wait, &fleet->waits, link)
+	count += wait->request != NULL && wait->request->peer.uid == uid && !wait->excess;
+	return count >= WAITS_PER_USER;
+}
+
 void fleet_wait(struct fleet *fleet, struct request *request)
 {
 	struct wait *wait = memory_new(1, sizeof(*wait));
 
 	wait->fleet = fleet;
 	wait->request = request;
+	wait->excess = has_too_many(fleet, request->peer.uid);
 	wait->timer = evtimer_new(fleet->agent->base, on_timer, wait);
 	TAILQ_INSERT_TAIL(&fleet->waits, wait, link);
 	fleet->count++;

@@ -46,6 +46,9 @@
 #define AFTER_NOTHING  INT64_C(600000000)
 #define TIMES_NOTHING  2000
 #define FAILED_PAUSE   INT64_C(10000000)
+/* How long one may take before it is ended; a file system that hangs must not keep later ones from being written. */
+#define TAKES_AT_MOST INT64_C(10000000)
+#define TIMES_AT_MOST 20
 
 struct outcome {
 	int error;
@@ -60,6 +63,7 @@ struct snapshot {
 	struct event *ended; /* of the child's pipe */
 	int pipe;            /* -1: no child */
 	pid_t child;
+	bool hung; /* it has been killed; a process that the kernel does not let go may be there for long */
 	int64_t started, took; /* microseconds of CLOCK_MONOTONIC; 0: none yet */
 	int64_t written;
 	struct segment_changes begun, done; /* as of the one under way, and of the last good one */
@@ -293,7 +297,8 @@ static void on_ended(evutil_socket_t fd, short what, void *arg)
 		return;
 	if (count != (ssize_t)sizeof(outcome)) {
 		outcome = (struct outcome){.error = -EIO};
-		strcpy(outcome.message, "the process that wrote it has died");
+		strcpy(outcome.message,
+		       snapshot->hung ? "it took too long" : "the process that wrote it has died");
 	}
 	event_free(snapshot->ended);
 	snapshot->ended = NULL;
@@ -315,6 +320,7 @@ static const char *start_child(struct snapshot *snapshot)
 		return strerror(errno);
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, &before);
+	snapshot->hung = false;
 	snapshot->child = fork();
 	if (snapshot->child == 0)
 		be_child(snapshot, ends[1], parent);
@@ -359,6 +365,22 @@ static void begin(struct snapshot *snapshot)
 	snapshot->begun = segment_writer_changes(snapshot->agent->segment);
 }
 
+/* Its end is told by the pipe, as always. */
+static void end_if_hung(struct snapshot *snapshot)
+{
+	const int64_t since = clock_us(CLOCK_MONOTONIC) - snapshot->started;
+
+	if (snapshot->hung || since < longer(TAKES_AT_MOST, TIMES_AT_MOST * snapshot->took))
+		return;
+	log_problem(LOG_LEVEL_ERROR, "snapshot_hangs",
+		    "see to the file system of [segment] snapshot; until it writes again, a reboot "
+		    "without the database finds the last snapshot",
+		    "path=%s seconds=%jd", LOG_VALUE(snapshot->agent->config->snapshot),
+		    (intmax_t)(since / 1000000));
+	snapshot->hung = snapshot->failed = true;
+	kill(snapshot->child, SIGKILL);
+}
+
 static void on_tick(evutil_socket_t fd, short what, void *arg)
 {
 	struct snapshot *snapshot = arg;
@@ -367,6 +389,8 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
 
 	(void)fd;
 	(void)what;
+	if (snapshot->pipe >= 0)
+		end_if_hung(snapshot);
 	if (snapshot->pipe >= 0 || !is_due(snapshot))
 		return;
 	compare_database(snapshot);
@@ -407,13 +431,13 @@ uint64_t snapshot_failures(const struct snapshot *snapshot)
 	return snapshot->failures;
 }
 
-/* It has nothing that is worth waiting for. */
+/* It has nothing that is worth waiting for; nor is one that hung waited for, init sees to it. */
 static void kill_child(struct snapshot *snapshot)
 {
 	if (snapshot->pipe < 0)
 		return;
 	kill(snapshot->child, SIGKILL);
-	while (waitpid(snapshot->child, NULL, 0) < 0 && errno == EINTR)
+	while (waitpid(snapshot->child, NULL, snapshot->hung ? WNOHANG : 0) < 0 && errno == EINTR)
 		;
 	event_free(snapshot->ended);
 	close(snapshot->pipe);
@@ -426,8 +450,10 @@ void snapshot_finish(struct snapshot *snapshot)
 
 	if (snapshot == NULL || snapshot->tick == NULL)
 		return;
+	const bool hangs = snapshot->pipe >= 0 && snapshot->hung;
+
 	kill_child(snapshot);
-	if (database_state(snapshot->agent->database) != DATABASE_LIVE)
+	if (hangs || database_state(snapshot->agent->database) != DATABASE_LIVE)
 		return;
 	begin(snapshot);
 	write_now(snapshot, &outcome);

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: ISC
 """Several agents on one PostgreSQL: whether all of them have what one has decided, and which have not."""
+import grp
+import os
+import pwd
 import threading
 import time
 import unittest
@@ -243,6 +246,44 @@ class Alone(unittest.TestCase):
             self.assertEqual((fleet["in_force"], instances(fleet["behind"])), (0, ["small"]))
             postgres.psql("DELETE FROM cbshm.breaker WHERE name IN ('b1', 'b2')")
             self.assertEqual(agent.call("WaitFleet", timeout_ms=10000)["fleet"]["in_force"], 1)
+
+    def connect_as(self, user, agent, count):
+        """Connections of that user: the kernel notes who connects."""
+        os.setegid(pwd.getpwnam(user).pw_gid)
+        os.seteuid(pwd.getpwnam(user).pw_uid)
+        try:
+            clients = [agent.connect() for _ in range(count)]
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+        for client in clients:
+            self.addCleanup(client.close)
+        return clients
+
+    @staticmethod
+    def error_of(client):
+        try:
+            client.receive()
+            return None
+        except VarlinkError as error:
+            return error
+
+    def test_one_user_cannot_use_up_all(self):
+        if os.getuid() != 0:
+            self.skipTest("takes root, to be another user as well")
+        group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
+        config = {"segment": {"capacity": "16"}, "socket": {"mode": "0666", "group": group}}
+        with Postgres().migrate() as postgres, start(postgres, "small", config=config) as agent:
+            postgres.psql("INSERT INTO cbshm.breaker (name) SELECT 'b' || i FROM generate_series(1, 17) i")
+            clients = self.connect_as("nobody", agent, 20)
+            for client in clients:
+                client.send("WaitFleet", {"timeout_ms": 3000})
+            time.sleep(0.5)
+            own = [Later(agent.call, "WaitFleet", timeout_ms=500) for _ in range(20)]
+            self.assertEqual({wait.get()["fleet"]["in_force"] for wait in own}, {0}, "root is not counted")
+            refused = [error.parameters["message"] for error in map(self.error_of, clients) if error]
+            self.assertEqual(len(refused), 4, refused)
+            self.assertIn("16 clients of this user", refused[0])
 
     def test_database_away(self):
         with Postgres().migrate() as postgres, start(postgres, "lonely") as agent:

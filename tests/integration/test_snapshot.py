@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: ISC
 """The snapshot on disk: a segment that is gone, as after a reboot, and no database to ask."""
+import itertools
 import os
 import re
+import signal
+import time
 import unittest
 
 from support import tap
@@ -144,6 +147,35 @@ class Snapshot(unittest.TestCase):
         self.decide()
         wait_for(lambda: "event=snapshot_failed" in self.agent.log(), what="a log line")
         os.rename(directory + ".gone", directory)
+
+    def stop_writer(self):
+        """Stops a process that writes a snapshot, in the middle of it; its id. A decision a second brings the next one."""
+        path = f"/proc/{self.agent.pid}/task/{self.agent.pid}/children"
+        end = time.monotonic() + 15
+        for number in itertools.count():
+            self.agent.call("Disable", name="again", reason=f"r{number}")
+            again = time.monotonic() + 1
+            while time.monotonic() < again:
+                with open(path, encoding="ascii") as file:
+                    children = file.read().split()
+                if children:
+                    os.kill(int(children[0]), signal.SIGSTOP)
+                    with open(f"/proc/{children[0]}/stat", encoding="ascii") as file:
+                        if file.read().rsplit(")", 1)[1].split()[0] == "T":
+                            return int(children[0])
+            self.assertLess(time.monotonic(), end, "no snapshot was caught being written")
+
+    def test_one_that_hangs(self):
+        """It is ended, said so, and everything else goes on meanwhile."""
+        if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+            self.skipTest("this kernel does not list children")
+        pid = self.stop_writer()
+        self.assertEqual(self.agent.outcome("Enable", name="again")[0], "ok")
+        wait_for(lambda: "event=snapshot_hangs" in self.agent.log(), 20, "a log line")
+        wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 5, "its end")
+        self.agent.call("Disable", name="on", reason="r")
+        self.assertEqual(self.agent.stop(), 0)
+        self.assertTrue(self.holds("on"), "the last words")
 
 
 if __name__ == "__main__":
