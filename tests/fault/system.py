@@ -6,16 +6,19 @@ fenced, which is to say dead, before anybody can ask it again.
 """
 import os
 import random
+import re
 import threading
 import time
+from datetime import datetime, timezone
 
 from fault.client import Client, Reader
-from support.agent import Agent
+from support.agent import Agent, wait_for
 from support.postgres import AGENT_USER, DATABASE, Postgres
 from support.proxy import Proxy
 from support.scratch import Scratch
 
 AGENTS, CLIENTS = 3, 8
+_READY = r"^(\S+ \S+) \S+ .*system is ready to accept connections$"
 _BACKENDS = f"SELECT pid FROM pg_stat_activity WHERE usename = '{AGENT_USER}' ORDER BY random() LIMIT 1"
 
 
@@ -27,6 +30,7 @@ class System:
         self.synchronous = synchronous
         self.scratch = Scratch()
         self.names = []
+        self.agents_killed = 0
         self.writable = []  # (when a server took writes again, after which fault)
         self._round = 0
         options = {"wal_retrieve_retry_interval": "100ms", "max_wal_size": "256MB"}
@@ -61,8 +65,7 @@ class System:
         """New breakers, so that no history becomes too long to be checked."""
         self._round += 1
         names = [f"round-{self._round}/{letter}" for letter in "abc"]
-        for name in names:
-            self.primary.psql(f"SELECT cbshm.enable('{name}', 'harness')")
+        self.primary.psql(";".join(f"SELECT cbshm.enable('{name}', 'harness')" for name in names))
         self.names = names
 
     def stop_clients(self):
@@ -78,6 +81,14 @@ class System:
 
     def _writable(self, fault):
         self.writable.append((time.monotonic(), fault))
+
+    def _promoted(self, fault):
+        """By the server's own log: psql has seen it only later."""
+        before = len(self.primary.log())
+        self.primary.promote()
+        found = wait_for(lambda: re.findall(_READY, self.primary.log()[before:], re.MULTILINE), 5, "the server's word")
+        moment = datetime.strptime(found[-1], "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=timezone.utc).timestamp()
+        self.writable.append((time.monotonic() - max(0, time.time() - moment), fault))
 
     def wait_for_writes(self, timeout=30):
         """Every host has written something since now."""
@@ -99,8 +110,19 @@ class System:
     def kill_agent(self):
         agent = self.random.choice(self.agents)
         agent.kill9()
+        self.agents_killed += 1
         time.sleep(self.random.uniform(0, 0.3))
         agent.start()
+
+    def kill_agents(self):
+        """Every one of them, each at a moment of its own."""
+        for agent in self.random.sample(self.agents, AGENTS):
+            time.sleep(self.random.uniform(0, 0.05))
+            agent.kill9()
+            self.agents_killed += 1
+            agent.start(ready=False)
+        for agent in self.agents:
+            agent.wait_ready()
 
     def stop_agent(self):
         agent = self.random.choice(self.agents)
@@ -177,15 +199,13 @@ class System:
         self.primary, self.standby = self.standby, self.primary
         if self.random.random() < 0.3:
             self.standby.sigstop()  # a partition; nobody gets an answer from it any more
-            self.primary.promote()
-            self._writable("fail_over_frozen")
-            time.sleep(self.random.uniform(0, 1))
+            self._promoted("fail_over_frozen")
+            time.sleep(self.random.choice((0, 1, 3)))
             self.standby.kill9()
         else:
             self.standby.kill9()
             time.sleep(self.random.uniform(0, 0.3))
-            self.primary.promote()
-            self._writable("fail_over")
+            self._promoted("fail_over")
         time.sleep(self.random.uniform(0, 1))
         self.standby.follow(self.primary)
         self._wait_for_standby()
@@ -194,17 +214,17 @@ class System:
         """As planned by a person: the old primary has sent everything when it ends."""
         self.primary, self.standby = self.standby, self.primary
         self.standby.stop()
-        self.primary.promote()
-        self._writable("switch_over")
+        self._promoted("switch_over")
         self.standby.follow(self.primary)
         self._wait_for_standby()
 
-    FAULTS = {"kill_agent": 4, "stop_agent": 2, "kill_client": 3, "cut_connection": 6, "terminate_backend": 4,
+    FAULTS = {"kill_agent": 4, "kill_agents": 2, "stop_agent": 2, "kill_client": 3, "cut_connection": 6, "terminate_backend": 4,
               "kill_backend": 2, "restart": 2, "crash": 3, "freeze": 2, "lose_standby": 2, "fail_over": 4,
               "switch_over": 1}
 
-    def fault(self, name=None):
-        """Lets something happen, and returns when it is over; its name."""
-        name = name or self.random.choices(list(self.FAULTS), list(self.FAULTS.values()))[0]
+    def fault(self, name=None, only=None):
+        """Lets something happen, and returns when it is over; its name. only: drawn from these."""
+        kinds = list(only or self.FAULTS)
+        name = name or self.random.choices(kinds, [self.FAULTS[kind] for kind in kinds])[0]
         getattr(self, name)()
         return name

@@ -200,6 +200,8 @@ def anomalies(records, postgres):
               *linearizable(found)]
     kinds = Counter((record.kind, record.outcome) for record in records)
     counts = {"records": len(records), "operations": sum(len(operations) for _, operations in found), "breakers": len(found),
+              "acknowledged": sum(count for (kind, outcome), count in kinds.items()
+                                  if outcome == "ok" and kind not in ("segment", "fetch")),
               "unknown": sum(count for (_, outcome), count in kinds.items() if outcome == "unknown"),
               "failed": sum(count for (_, outcome), count in kinds.items() if outcome == "fail"),
               "segment_reads": kinds["segment", "ok"], "incidents": len(database.incidents)}
