@@ -20,6 +20,7 @@
 #include "cbctl/segment.h"
 
 #define SERVER_VERSION_MIN 130000
+#define LOCK_TIMEOUT       "3s" /* while a migration waits, all writes wait behind it */
 #define LOCK_KEY           "4846527719005841767" /* "CBSHMmig" as a number: one that nobody else takes */
 
 enum { CONNINFO, SQL };
@@ -85,25 +86,36 @@ static int line_of(const char *text, const char *position)
 	return line;
 }
 
+/* What to do about it, if the server has no hint of its own. */
+static const char *hint_for(const char *state)
+{
+	if (strcmp(state, "55P03") == 0) /* lock_not_available */
+		return "somebody holds a lock for longer than " LOCK_TIMEOUT
+		       "; pg_stat_activity shows sessions that are idle in transaction; end them, "
+		       "and run this again";
+	return NULL;
+}
+
 static int file_failed(const struct migrating *migrating, const struct migration *migration,
 		       const char *text, const PGresult *result)
 {
 	const char *message = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
-	const char *state = PQresultErrorField(result, PG_DIAG_SQLSTATE);
+	const char *field = PQresultErrorField(result, PG_DIAG_SQLSTATE);
+	const char *state = field != NULL ? field : "?";
 	const char *detail = PQresultErrorField(result, PG_DIAG_MESSAGE_DETAIL);
 	const char *hint = PQresultErrorField(result, PG_DIAG_MESSAGE_HINT);
 	const char *position = PQresultErrorField(result, PG_DIAG_STATEMENT_POSITION);
 
 	if (PQstatus(migrating->connection) != CONNECTION_OK || message == NULL)
 		return lost_or_refused(migrating->connection, result, migration->file);
-	return fail(strcmp(state != NULL ? state : "", "42501") == 0 ? STATUS_DENIED : STATUS_OTHER,
-		    "database",
+	if (hint == NULL)
+		hint = hint_for(state);
+	return fail(strcmp(state, "42501") == 0 ? STATUS_DENIED : STATUS_OTHER, "database",
 		    "%s failed%s and nothing of it was applied: %s (SQLSTATE %s)%s%s%s%s",
 		    migration->file,
 		    position != NULL ? formatted(" in line %d", line_of(text, position)) : "",
-		    message, state != NULL ? state : "?", detail != NULL ? "; " : "",
-		    detail != NULL ? detail : "", hint != NULL ? "; hint: " : "",
-		    hint != NULL ? hint : "");
+		    message, state, detail != NULL ? "; " : "", detail != NULL ? detail : "",
+		    hint != NULL ? "; hint: " : "", hint != NULL ? hint : "");
 }
 
 static void print_notice(void *arg, const PGresult *result)
@@ -263,7 +275,9 @@ static int run_file(struct migrating *migrating, const struct migration *migrati
 
 static int apply(struct migrating *migrating, const struct migration *migration)
 {
-	int error = query(migrating->connection, "BEGIN", "cannot begin", NULL);
+	int error =
+		query(migrating->connection, "BEGIN; SET LOCAL lock_timeout = '" LOCK_TIMEOUT "'",
+		      "cannot begin", NULL);
 
 	if (error == 0)
 		error = run_file(migrating, migration);
@@ -361,6 +375,7 @@ const struct command command_migrate = {
 	.summary = "make the database's schema, or bring it up to date",
 	.help = "Applies the migrations that the database does not have yet, each in one\n"
 		"transaction. May be repeated; refuses a database whose schema is newer.\n"
+		"Needs PostgreSQL 13 or newer, and a user who may create schemas and roles.\n"
 		"\n"
 		"  --conninfo CONNINFO  which database, as for psql; else the PG* environment\n"
 		"  --sql DIRECTORY      where the migrations are; else $CBSHM_SQL_DIR, else\n"

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -13,6 +14,7 @@ import unittest
 from support import tap
 from support.agent import Agent, cbctl, program, wait_for
 from support.postgres import Postgres
+from support.proxy import Proxy
 from support.scratch import Scratch
 from support.terminal import on_terminal
 
@@ -552,6 +554,18 @@ class Migrate(unittest.TestCase):
         documents = [json.loads(process.communicate(timeout=60)[0]) for process in running]
         self.assertEqual([process.returncode for process in running], [0] * 4)
         self.assertEqual(sorted(bool(document["applied"]) for document in documents), [False] * 3 + [True])
+
+    def test_older_server_old(self):
+        """One that says that it is 12, as far as a client can see."""
+        proxy = Proxy(self.postgres, self.directory)
+        self.addCleanup(proxy.close)
+        said = b"server_version\00012.22\000"
+        proxy.filter = lambda kind, body: (kind + struct.pack("!I", len(said) + 4) + said
+                                           if kind == b"S" and body.startswith(b"server_version") else True)
+        result = cbctl("migrate", "--sql", self.sql, "--conninfo", f"host={self.directory} dbname={self.database} user=postgres",
+                       check=7)
+        self.assertIn("the server is PostgreSQL 12.22; cbshm needs 13 or newer", result.err)
+        self.assertIsNone(self.value("SELECT to_regnamespace('cbshm')"))
 
     def test_encoding_other(self):
         self.postgres.psql("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0", db="postgres")

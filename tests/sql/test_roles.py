@@ -6,6 +6,7 @@ import subprocess
 
 import fixture
 from support import tap
+from support.agent import Agent, cbctl
 from support.postgres import AGENT_USER, PostgresError
 
 TABLES = ("agent", "alert_queue", "audit_log", "breaker", "incident", "request", "schema_version", "settings",
@@ -222,6 +223,18 @@ class Migration(fixture.SqlTest):
                 with open(path, encoding="utf-8") as file:
                     other.psql("BEGIN;" + file.read() + "COMMIT;", "dba", "theirs")
             self.assertEqual(other.psql("SELECT cbshm.enable('x')", "dba", "theirs"), "f")
+
+    def test_cbctl_and_an_agent_without_a_superuser(self):
+        """Who may create roles migrates, and makes the agent's user."""
+        with fixture.Postgres() as other:
+            other.psql("CREATE ROLE dba LOGIN CREATEROLE")
+            other.psql("CREATE DATABASE theirs OWNER dba")
+            cbctl("migrate", "--sql", os.path.dirname(self.FILES[0]), "--conninfo", other.conninfo("dba", "theirs"), check=0)
+            other.psql("CREATE ROLE their_agent LOGIN IN ROLE cbshm_agent; CREATE ROLE analyst LOGIN; "
+                       "GRANT cbshm_reader TO analyst", "dba", "theirs")
+            with Agent(other, conninfo=other.conninfo("their_agent", "theirs")) as agent:
+                self.assertEqual(agent.outcome("Disable", name="x", reason="y")[0], "ok")
+            self.assertEqual(other.value("SELECT is_open FROM cbshm.get_state('x')", "analyst", "theirs"), "t")
 
 
 if __name__ == "__main__":

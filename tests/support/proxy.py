@@ -11,8 +11,8 @@ class Proxy:
     Between agent and server: a Unix socket (or, without a directory, a TCP port) that passes bytes on, message by
     message from the server.
     `filter(type, body)` says what to do with a server's message: True = pass, False = drop,
-    None = cut the connection, without passing it. `client_filter(bytes)` likewise with what comes from the agent;
-    other bytes go in their place.
+    None = cut the connection, without passing it, bytes = pass that in its place. `client_filter(bytes)` likewise with what
+    comes from the agent.
     """
 
     def __init__(self, postgres, directory=None):
@@ -100,7 +100,7 @@ class Proxy:
                         client.sendall(passed)
                         return
                     if verdict:
-                        passed += message
+                        passed += verdict if isinstance(verdict, bytes) else message
                 client.sendall(passed)
         except OSError:
             pass
