@@ -762,8 +762,10 @@ static void hear_change(struct mirror *mirror, char *payload)
 	struct announcement announced;
 	const struct breaker_row *row = &announced.row;
 
-	if (!announcement_parse(payload, &mirror->key, &announced))
+	if (!announcement_parse(payload, &mirror->key, &announced)) {
+		mirror_reload(mirror, NULL, NULL);
 		return;
+	}
 	if (announced.kind != 'd' &&
 	    segment_writer_version(mirror->agent->segment, row->name) >= row->version)
 		return;
@@ -784,7 +786,10 @@ static void hear_announced_barrier(struct mirror *mirror, char *payload)
 		mirror_reload(mirror, NULL, NULL);
 }
 
-/* "s", "b 7", and what announcement.c knows; anything else is for an agent of another version. */
+/*
+ * "s", "b 7", and what announcement.c knows; "a" is about alerts. Anything else is from a schema that is newer than this agent:
+ * something has changed, and no barrier may be acknowledged before it is here.
+ */
 void mirror_notified(struct mirror *mirror, const char *payload)
 {
 	char *copy;
@@ -793,6 +798,8 @@ void mirror_notified(struct mirror *mirror, const char *payload)
 		mirror_reload(mirror, NULL, NULL);
 		return;
 	}
+	if (strcmp(payload, "a") == 0)
+		return;
 	copy = memory_copy(payload);
 	if (copy[0] == 'b' && copy[1] == ' ')
 		hear_announced_barrier(mirror, copy);

@@ -12,7 +12,7 @@ import unittest
 
 from support import tap
 from support.agent import Agent, program, wait_for
-from support.postgres import Postgres, bindir
+from support.postgres import AGENT_USER, Postgres, bindir
 
 MAN = os.path.join(tap.source_dir(), "man")
 ESCAPES = {"\\(dq": '"', "\\(aq": "'", "\\e": "\\", "\\&": "", "\\-": "-"}
@@ -183,7 +183,7 @@ class Runbook(Case):
     def test_restore(self):
         """A decision that the backup does not have is found again."""
         self.need("jq", "comm")
-        keep, *compare = commands(self.part("Restore from a backup"))
+        keep, renew, *compare = commands(self.part("Restore from a backup"))
         dump = os.path.join(self.directory, "dump")
         self.agent.cbctl("disable", "both", "--reason", "r", check=0)
         self.agent.cbctl("disable", "closed since", "--reason", "r", check=0)
@@ -191,7 +191,11 @@ class Runbook(Case):
         self.agent.cbctl("enable", "closed since", check=0)
         self.agent.cbctl("disable", "opened since", "--reason", "r", check=0)
         self.shell(keep)
+        key = self.postgres.value("SELECT key FROM cbshm.secret")
         self.shell(f"pg_restore --clean -d cbshm {dump}")
+        self.assertEqual(self.postgres.value("SELECT key FROM cbshm.secret"), key)
+        self.shell(renew)
+        self.assertNotEqual(self.postgres.value("SELECT key FROM cbshm.secret"), key)
         self.agent.restart()
         wait_for(lambda: self.agent.cbctl("check", "opened since").status == 0, what="the restored state")
         *first, last = compare
@@ -199,8 +203,19 @@ class Runbook(Case):
             self.shell(command)
         self.assertEqual(self.shell(last), "opened since\n")
         self.assertEqual(self.shell(last.replace("-23", "-13")), "closed since\n")
-        self.agent.cbctl("disable", "opened since", "--reason", "again", check=0)
+        self.assertIn("on 1 of 1 host", self.agent.cbctl("disable", "opened since", "--reason", "again", "--wait", check=0).out)
         self.agent.cbctl("check", "opened since", check=1)
+        self.restored_elsewhere(dump)
+
+    def restored_elsewhere(self, dump):
+        """A server that has not had cbshm before: with the roles, which are not in the dump, an agent works there."""
+        with Postgres() as other:
+            other.psql("CREATE ROLE cbshm_owner; CREATE ROLE cbshm_agent; CREATE ROLE cbshm_reader; "
+                       f"CREATE ROLE {AGENT_USER} LOGIN IN ROLE cbshm_agent")
+            self.shell(f"pg_restore -d '{other.conninfo()}' {dump}")
+            with Agent(other) as agent:
+                self.assertTrue(agent.is_open("both"))
+                agent.cbctl("enable", "both", "--wait", check=0)
 
 
 if __name__ == "__main__":

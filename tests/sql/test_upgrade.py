@@ -66,6 +66,8 @@ BEGIN
     END LOOP;
 END
 $$;
+CREATE OR REPLACE FUNCTION cbshm.announce(b cbshm.breaker) RETURNS void
+LANGUAGE sql AS $$ SELECT pg_notify('cbshm', 'w ' || b.name) $$;
 """
 
 
@@ -280,7 +282,10 @@ class Upgrade(unittest.TestCase):
         self.assertTrue(agent.is_open("for ever"))
 
     def test_an_agent_that_is_older(self):
-        """It goes on while it is connected, whatever is made anew; then its host lives on what the segment has."""
+        """
+        It goes on while it is connected, whatever is made anew, and sees what others decide although notifications are such as
+        it does not know; then its host lives on what the segment has.
+        """
         database = self.database(NEWEST)
         self.fill(database, NEWEST)
         agent = self.agent(database)
@@ -290,7 +295,7 @@ class Upgrade(unittest.TestCase):
         self.assertEqual(agent.outcome("Disable", name="since", reason="x")[0], "ok")
         self.assertEqual(agent.outcome("ReportDrift", name="counted", drift_score=0.9, sample_count=1)[0], "ok")
         self.postgres.psql("SELECT cbshm.enable('before')", db=database)
-        wait_for(lambda: agent.is_open("before") is False)
+        wait_for(lambda: agent.is_open("before") is False, 10)
         self.assertNotIn("level=error", agent.log())
         self.postgres.psql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{AGENT_USER}'")
         wait_for(lambda: f"has version {NEWEST + 1}, this agent knows {NEWEST}: install a newer cbagent" in agent.log())
