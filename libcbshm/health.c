@@ -43,9 +43,9 @@ int64_t health_now(void)
 static int64_t age(const struct mapping *mapping, const uint64_t *stamp)
 {
 	uint64_t then = word_load(stamp);
-	int64_t since = health_now() - (int64_t)then;
+	uint64_t now = (uint64_t)health_now();
 
-	return then == 0 || since < 0 || !mapping->same_boot ? -1 : since;
+	return then == 0 || then > now || !mapping->same_boot ? -1 : (int64_t)(now - then);
 }
 
 static int64_t age_us(const struct mapping *mapping, const uint64_t *stamp)
@@ -73,8 +73,8 @@ static int64_t restored_age(uint64_t restored_at)
 	struct timespec now;
 
 	clock_gettime(CLOCK_REALTIME, &now);
-	int64_t wall = (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
-	return (int64_t)restored_at > wall ? CBSHM_NO_TIME : wall - (int64_t)restored_at;
+	uint64_t wall = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+	return restored_at > wall ? CBSHM_NO_TIME : (int64_t)(wall - restored_at);
 }
 
 static int64_t database_age_us(const struct mapping *mapping)

@@ -291,7 +291,10 @@ static int result(int number, const char *title, bool good)
 	return !good;
 }
 
-/* Every opening asks for another capacity, so that each makes a new segment and moves the readers to it. */
+/*
+ * Every opening asks for another capacity, so that each makes a new segment and moves the readers to it. Then a breaker
+ * changes: who has stayed in a segment that the name has left says what is true no more.
+ */
 static bool sweep_replacement(struct tally *tally)
 {
 	const struct scenario replacement = {"", nothing, take_over, nothing, true};
@@ -304,8 +307,11 @@ static bool sweep_replacement(struct tally *tally)
 		capacity += 8;
 		killed = run_killed(&replacement, point);
 		look_around(tally);
-		segment_writer_close(open_writer());
+		writer = open_writer();
 		look_around(tally);
+		put_one(writer);
+		look_around(tally);
+		segment_writer_close(writer);
 		if (tally->wrong[0]) {
 			printf("# killed at store %lu: %s\n", point, tally->wrong);
 			return false;
@@ -353,7 +359,7 @@ int main(int argc, char **argv)
 		truth_put(writer, i, 1 + i);
 	segment_writer_close(writer);
 	before_all = witness_open(segment);
-	readers_start(segment, READERS, 1, false);
+	readers_start(segment, READERS, 1, READERS_CALM);
 	for (size_t i = 0; i < SCENARIOS && !failed; i++)
 		failed += result(++number, scenarios[i].title, sweep(&scenarios[i], &tally));
 	if (!failed)

@@ -130,7 +130,7 @@ int main(int argc, char **argv)
 			       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (begun == MAP_FAILED)
 		return 99;
-	readers_start(segment, (unsigned int)count, 1, false);
+	readers_start(segment, (unsigned int)count, 1, READERS_BUSY);
 	for (; done < kills && !sum.wrong[0]; done++) {
 		middle += one_kill(begun);
 		readers_sum(&sum);

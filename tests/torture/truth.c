@@ -31,6 +31,7 @@
 #define LOOKS_PER_FORK  2000
 #define LOOKS_PER_LIST  8
 #define SIGNAL_EVERY_US 500
+#define PAUSE_NS        100000
 
 /*
  * `changes` rises before anything here changes for the worse, and after it has changed for the better: as long as it stays
@@ -48,6 +49,18 @@ struct truth {
 	uint32_t stop;
 	struct tally tallies[READERS_MAX][THREADS_MAX + 1];
 };
+
+#ifndef __has_feature
+#define __has_feature(x) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+/* Of freed memory AddressSanitizer keeps 256 MiB, and fork(2) copies them: that was two thirds of crash_points. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+	return "quarantine_size_mb=2";
+}
+#endif
 
 static struct truth *truth;
 static char names[TRUTH_BREAKERS][16];
@@ -658,7 +671,7 @@ struct reader_thread {
 	pthread_t thread;
 	struct witness *witness;
 	struct tally *tally;
-	bool upset;
+	enum readers_manner manner;
 };
 
 /* The handler may run in several threads at once; what they count is one number among many then. */
@@ -711,8 +724,10 @@ static void *read_on(void *arg)
 		COUNT(self->tally->looks, 1);
 		if (i % LOOKS_PER_LIST == 0)
 			witness_list(self->witness, self->tally);
-		if (self->upset && i % LOOKS_PER_FORK == 0)
+		if (self->manner == READERS_UPSET && i % LOOKS_PER_FORK == 0)
 			fork_and_look(self->witness, self->tally);
+		if (self->manner == READERS_CALM)
+			nanosleep(&(struct timespec){0, PAUSE_NS}, NULL);
 	}
 	return NULL;
 }
@@ -730,7 +745,8 @@ static void be_interrupted(void)
 }
 
 /* Threads share one client and its handles; each has its own memory of what it saw. */
-static int reader(const char *segment, struct tally *tallies, unsigned int threads, bool upset)
+static int reader(const char *segment, struct tally *tallies, unsigned int threads,
+		  enum readers_manner manner)
 {
 	struct reader_thread all[THREADS_MAX];
 	struct witness *witness = witness_open(segment);
@@ -738,11 +754,12 @@ static int reader(const char *segment, struct tally *tallies, unsigned int threa
 
 	handler_witness = witness;
 	handler_tally = &tallies[threads];
-	if (upset)
+	if (manner == READERS_UPSET)
 		be_interrupted();
 	for (unsigned int i = 0; i < threads; i++) {
-		all[i] = (struct reader_thread){
-			.witness = malloc(sizeof(*witness)), .tally = &tallies[i], .upset = upset};
+		all[i] = (struct reader_thread){.witness = malloc(sizeof(*witness)),
+						.tally = &tallies[i],
+						.manner = manner};
 		*all[i].witness = *witness;
 		if (pthread_create(&all[i].thread, NULL, read_on, &all[i]) != 0)
 			abort();
@@ -754,7 +771,8 @@ static int reader(const char *segment, struct tally *tallies, unsigned int threa
 	return bad || handler_tally->wrong[0];
 }
 
-void readers_start(const char *segment, unsigned int processes, unsigned int threads, bool upset)
+void readers_start(const char *segment, unsigned int processes, unsigned int threads,
+		   enum readers_manner manner)
 {
 	memset(truth->tallies, 0, sizeof(truth->tallies));
 	STORE(truth->stop, 0);
@@ -762,7 +780,7 @@ void readers_start(const char *segment, unsigned int processes, unsigned int thr
 	for (reader_count = 0; reader_count < processes; reader_count++) {
 		readers[reader_count] = child_fork();
 		if (readers[reader_count] == 0)
-			_exit(reader(segment, truth->tallies[reader_count], threads, upset));
+			_exit(reader(segment, truth->tallies[reader_count], threads, manner));
 	}
 }
 

@@ -71,12 +71,15 @@ void witness_list(struct witness *witness, struct tally *tally);
 /* A check and a record of one breaker, as a signal handler does it: nothing but the two calls and a comparison. */
 void witness_glance(const struct witness *witness, unsigned int breaker, struct tally *tally);
 
-/*
- * Processes that do nothing but look, each in `threads` threads, until they are stopped. `upset`: they are also
- * interrupted by signals whose handlers look, and now and then fork a child that looks.
- */
+/* Processes that look, each in `threads` threads, until they are stopped. */
+enum readers_manner {
+	READERS_BUSY, /* without a pause */
+	READERS_CALM, /* with one after each look at everything, so that they leave the processor to others */
+	READERS_UPSET, /* busy, interrupted by signals whose handlers look, and now and then fork a child that looks */
+};
 #define READERS_MAX 16
-void readers_start(const char *segment, unsigned int processes, unsigned int threads, bool upset);
+void readers_start(const char *segment, unsigned int processes, unsigned int threads,
+		   enum readers_manner manner);
 /* What all have counted up to now. */
 void readers_sum(struct tally *sum);
 /* Returns when each thread, and the children it has, has looked at everything once more. */

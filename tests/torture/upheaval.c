@@ -165,8 +165,8 @@ int main(int argc, char **argv)
 	for (unsigned int i = 0; i < TRUTH_BREAKERS; i++)
 		truth_put(writer, i, 1 + i);
 	segment_writer_close(writer);
-	readers_start(segment, (unsigned int)count, THREADS,
-		      true); /* not with a copy of the writer's lock */
+	/* Not with a copy of the writer's lock. */
+	readers_start(segment, (unsigned int)count, THREADS, READERS_UPSET);
 	writer = open_writer();
 	do {
 		flip(writer, 1 + below(5000));
