@@ -23,13 +23,16 @@
 
 static const char sql_patience[] = "SELECT pg_catalog.set_config('lock_timeout', $1, true)";
 static const char sql_apply[] =
-	"SELECT \"position\", outcome, field, message, changed, incident FROM cbshm.apply("
+	"SELECT \"position\", outcome, field, message, changed, incident::pg_catalog.text"
+	" FROM cbshm.apply("
 	"$1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.float8[],"
 	" $4::pg_catalog.int8[], $5::pg_catalog.text[], $6::pg_catalog.text[],"
 	" $7::pg_catalog.text[], $8::pg_catalog.timestamptz[], $9::pg_catalog.interval[],"
 	" $10::pg_catalog.uuid[], $11::pg_catalog.text[], $12::pg_catalog.bool)";
+/* The row of cbshm.mirror first: mirror_apply() takes it from there. The id is that of the transaction, null if it has none. */
 static const char sql_report[] =
-	"SELECT \"position\", outcome, field, message, changed, incident FROM cbshm.report("
+	"SELECT (is_now).*, \"position\", outcome, field, message, changed,"
+	" incident::pg_catalog.text, pg_catalog.pg_current_xact_id_if_assigned() FROM cbshm.report("
 	"$1::pg_catalog.text[], $2::pg_catalog.int4[], $3::pg_catalog.float8[],"
 	" $4::pg_catalog.int8[], $5::pg_catalog.text[], $6::pg_catalog.int4[],"
 	" $7::pg_catalog.text[], $8::pg_catalog.bool)";
@@ -63,7 +66,6 @@ void batch_free(struct batch *batch)
 	PQclear(batch->report_result);
 	PQclear(batch->work_result);
 	PQclear(batch->rows_result);
-	PQclear(batch->xid_result);
 	free(batch->reported);
 	free(batch->applied);
 	free(batch->found);
@@ -140,6 +142,7 @@ static void add_apply(struct unit *unit, struct batch *batch, const struct agent
 			      arrays[3], arrays[4], arrays[5], arrays[6], arrays[7], arrays[8],
 			      arrays[9], arrays[10], memory_copy(wait ? "true" : "false"));
 	unit_prepared(unit);
+	unit_binary(unit);
 }
 
 /* ---- reports: what many have in common goes out once ---- */
@@ -269,6 +272,7 @@ static void add_report(struct unit *unit, struct batch *batch, const struct agen
 	text_append(&values[WAIT], &wait_value, 1);
 	batch->report = (int)unit_add_binary(unit, sql_report, REPORT_VALUES, values);
 	unit_prepared(unit);
+	unit_binary(unit);
 }
 
 /* Which function each ticket goes to; both get them breaker by breaker. */
@@ -322,12 +326,37 @@ static char *policy_changes(const struct request *request)
 	return text_take(&json);
 }
 
+/* What no row of report() tells: the rows of these names as they are now, and the id of the transaction. */
+static void add_rows(struct unit *unit, struct batch *batch, struct array *names)
+{
+	struct text values = array_end(names);
+
+	batch->rows = (int)unit_add_binary(unit, sql_rows, 1, &values);
+	unit_binary(unit);
+	unit_prepared(unit);
+	batch->xid = (int)unit_add(unit, sql_xid, 0);
+	unit_binary(unit);
+	unit_prepared(unit);
+}
+
+static void add_applied(struct unit *unit, struct batch *batch, const struct agent *agent,
+			const struct groups *groups, bool wait)
+{
+	struct array names;
+
+	add_apply(unit, batch, agent, wait);
+	array_begin(&names, ARRAY_TEXT, 0);
+	for (uint32_t i = 0; i < groups->count; i++) {
+		if (!groups->sorted[i]->only_reports)
+			array_add_text(&names, groups->sorted[i]->name);
+	}
+	add_rows(unit, batch, &names);
+}
+
 static void add_work(struct unit *unit, struct batch *batch, const struct agent *agent, bool wait)
 {
 	const struct request **requests = memory_new(batch->count, sizeof(*requests));
 	struct groups groups;
-	struct array names;
-	struct text values;
 
 	for (unsigned i = 0; i < batch->count; i++)
 		requests[i] = batch->tickets[i]->request;
@@ -336,12 +365,7 @@ static void add_work(struct unit *unit, struct batch *batch, const struct agent 
 	if (batch->reported_count > 0)
 		add_report(unit, batch, agent, &groups, wait);
 	if (batch->applied_count > 0)
-		add_apply(unit, batch, agent, wait);
-	array_begin(&names, ARRAY_TEXT, 0);
-	for (uint32_t i = 0; i < groups.count; i++)
-		array_add_text(&names, groups.sorted[i]->name);
-	values = array_end(&names);
-	batch->rows = unit_add_binary(unit, sql_rows, 1, &values);
+		add_applied(unit, batch, agent, &groups, wait);
 	groups_free(&groups);
 	free(requests);
 }
@@ -350,7 +374,6 @@ static void add_policy(struct unit *unit, struct batch *batch, const struct agen
 {
 	const struct request *request = batch->tickets[0]->request;
 	struct array names;
-	struct text values;
 
 	batch->work = (int)unit_add(unit, sql_set_policy, 4, memory_copy(request->name),
 				    policy_changes(request), memory_copy(actor(request)),
@@ -358,8 +381,7 @@ static void add_policy(struct unit *unit, struct batch *batch, const struct agen
 	array_begin(&names, ARRAY_TEXT, 0);
 	if (request->name != NULL)
 		array_add_text(&names, request->name);
-	values = array_end(&names);
-	batch->rows = unit_add_binary(unit, sql_rows, 1, &values);
+	add_rows(unit, batch, &names);
 }
 
 struct unit *batch_unit(struct batch *batch, const struct agent *agent, int patience,
@@ -373,16 +395,12 @@ struct unit *batch_unit(struct batch *batch, const struct agent *agent, int pati
 		text_format(&limit, "%dms", patience);
 		unit_add(unit, sql_patience, 1, text_take(&limit));
 	}
-	batch->report = batch->work = -1;
+	batch->report = batch->work = batch->rows = batch->xid = -1;
 	if (batch->policy)
 		add_policy(unit, batch, agent);
 	else
 		add_work(unit, batch, agent, patience > 0);
-	unit_binary(unit);
-	unit_prepared(unit);
-	/* Sent at once: when the connection breaks during the commit, this tells what to ask for. */
-	batch->xid = unit_add(unit, sql_xid, 0);
-	unit_prepared(unit);
+	/* All that is sent before the commit begins; among it the id: if the connection breaks, it tells what to ask for. */
 	unit_flushed(unit);
 	batch->commit = unit_add(unit, "COMMIT", 0);
 	return unit;
@@ -394,9 +412,28 @@ struct unit *batch_unit(struct batch *batch, const struct agent *agent, int pati
 struct found {
 	const PGresult *result; /* NULL = nothing was said */
 	int row;
+	int first; /* the column of its position */
 };
 
 #define NO_ROW (-1) /* where something should have been said */
+
+/* Of the statement that was the last to write. */
+static void keep_xid(struct batch *batch, struct unit *unit)
+{
+	const PGresult *result =
+		batch->xid >= 0 ? unit_result(unit, (unsigned)batch->xid) : batch->report_result;
+	uint64_t xid;
+	int column;
+
+	if (result == NULL)
+		return;
+	batch->xid_heard = true;
+	column = PQnfields(result) - 1;
+	if (PQntuples(result) == 0 || PQgetlength(result, 0, column) != sizeof(xid))
+		return;
+	memcpy(&xid, PQgetvalue(result, 0, column), sizeof(xid));
+	batch->xid_value = be64toh(xid);
+}
 
 void batch_keep_results(struct batch *batch, struct unit *unit)
 {
@@ -404,19 +441,21 @@ void batch_keep_results(struct batch *batch, struct unit *unit)
 		batch->report_result = unit_take_result(unit, (unsigned)batch->report);
 	if (batch->work >= 0)
 		batch->work_result = unit_take_result(unit, (unsigned)batch->work);
-	batch->rows_result = unit_take_result(unit, batch->rows);
-	batch->xid_result = unit_take_result(unit, batch->xid);
+	if (batch->rows >= 0)
+		batch->rows_result = unit_take_result(unit, (unsigned)batch->rows);
+	keep_xid(batch, unit);
 }
 
 void batch_note_counts(const struct batch *batch, struct counts *counts)
 {
+	const PGresult *rows = batch->report_result;
 	uint64_t version;
 
-	for (int i = 0; batch->report_result != NULL && i < PQntuples(batch->rows_result); i++) {
-		if (PQgetlength(batch->rows_result, i, 1) != sizeof(version))
+	for (int i = 0; i < PQntuples(rows); i++) {
+		if (PQgetlength(rows, i, 1) != sizeof(version))
 			continue;
-		memcpy(&version, PQgetvalue(batch->rows_result, i, 1), sizeof(version));
-		counts_note(counts, PQgetvalue(batch->rows_result, i, 0), be64toh(version));
+		memcpy(&version, PQgetvalue(rows, i, 1), sizeof(version));
+		counts_note(counts, PQgetvalue(rows, i, 0), be64toh(version));
 	}
 }
 
@@ -429,12 +468,16 @@ static const char *value(const PGresult *result, int row, int column)
 static void find_in(struct batch *batch, const PGresult *result, const uint32_t *tickets,
 		    uint32_t count)
 {
-	unsigned long position;
+	const int first = result == batch->report_result ? MIRROR_COLUMNS : 0;
+	uint32_t position;
 
 	for (int row = 0; row < PQntuples(result); row++) {
-		position = strtoul(PQgetvalue(result, row, 0), NULL, 10);
+		if (PQgetlength(result, row, first) != sizeof(position))
+			continue;
+		memcpy(&position, PQgetvalue(result, row, first), sizeof(position));
+		position = be32toh(position);
 		if (position >= 1 && position <= count)
-			batch->found[tickets[position - 1]] = (struct found){result, row};
+			batch->found[tickets[position - 1]] = (struct found){result, row, first};
 	}
 }
 
@@ -442,7 +485,7 @@ void batch_find_answers(struct batch *batch)
 {
 	batch->found = memory_new(batch->count, sizeof(*batch->found));
 	if (batch->policy) {
-		batch->found[0] = (struct found){batch->work_result, 0};
+		batch->found[0] = (struct found){.result = batch->work_result};
 		return;
 	}
 	for (uint32_t i = 0; i < batch->applied_count; i++)
@@ -482,13 +525,13 @@ bool batch_answer(const struct batch *batch, unsigned ticket, struct answer *ans
 		silent_answer(found, answer);
 		return true;
 	}
-	outcome = PQgetvalue(found->result, found->row, 1);
+	outcome = PQgetvalue(found->result, found->row, found->first + 1);
 	if (strcmp(outcome, "locked") == 0)
 		return false;
-	answer->field = value(found->result, found->row, 2);
-	answer->message = value(found->result, found->row, 3);
-	answer->changed = *PQgetvalue(found->result, found->row, 4) == 't';
-	answer->json = value(found->result, found->row, 5);
+	answer->field = value(found->result, found->row, found->first + 2);
+	answer->message = value(found->result, found->row, found->first + 3);
+	answer->changed = *PQgetvalue(found->result, found->row, found->first + 4) != 0;
+	answer->json = value(found->result, found->row, found->first + 5);
 	if (strcmp(outcome, "ok") == 0) {
 		answer->status = ANSWER_OK;
 	} else if (strcmp(outcome, "invalid") == 0) {

@@ -41,14 +41,15 @@ struct batch {
 	unsigned moment; /* of the mirror, when it was sent */
 
 	/* The numbers of the statements, and what came of them. */
-	int report, work; /* -1 = there is none */
-	unsigned rows, xid, commit;
-	PGresult *report_result; /* cbshm.report() */
+	int report, work, rows, xid; /* -1 = there is none */
+	unsigned commit;
+	PGresult *report_result; /* cbshm.report(), rows included */
 	PGresult *work_result;   /* cbshm.apply(), or the policy */
 	PGresult *rows_result;
-	PGresult *xid_result; /* sent by the server before it begins to commit */
-	uint32_t *reported;   /* tickets in the order of report()'s arrays */
-	uint32_t *applied;    /* and of apply()'s */
+	bool xid_heard;     /* sent by the server before it begins to commit */
+	uint64_t xid_value; /* 0: it has changed nothing */
+	uint32_t *reported; /* tickets in the order of report()'s arrays */
+	uint32_t *applied;  /* and of apply()'s */
 	uint32_t reported_count, applied_count;
 	struct found *found; /* by ticket */
 

@@ -62,6 +62,7 @@ static const char sql_settings[] =
 	" pg_catalog.set_config('extra_float_digits', '1', false),"
 	" pg_catalog.set_config('bytea_output', 'hex', false),"
 	" pg_catalog.set_config('search_path', 'pg_catalog', false),"
+	" pg_catalog.set_config('jit', 'off', false),"
 	" pg_catalog.set_config('default_transaction_isolation', 'read committed', false),"
 	" pg_catalog.set_config('synchronous_commit',"
 	"  CASE pg_catalog.current_setting('synchronous_commit')"

@@ -41,7 +41,8 @@
 /* Bytes of the columns that have a fixed size; 0: text. */
 static const int column_sizes[] = {0, 8, 1, 0, 0, 8, 8, 16, 4, 8, 8, 8, 4, 4, 8, 1};
 
-#define COLUMNS ((int)(sizeof(column_sizes) / sizeof(*column_sizes)))
+_Static_assert(sizeof(column_sizes) / sizeof(*column_sizes) == MIRROR_COLUMNS,
+	       "the columns of cbshm.mirror");
 
 static const char sql_all[] = MIRROR_SELECT;
 static const char sql_names[] = MIRROR_SELECT_NAMES;
@@ -162,9 +163,9 @@ static int64_t get_time(const PGresult *rows, int row, int column)
 /* The strings stay in `rows`; libpq ends values with a NUL in binary results, too. */
 static bool get_row(const PGresult *rows, int row, struct breaker_row *breaker)
 {
-	if (PQnfields(rows) != COLUMNS || PQfformat(rows, 1) != 1)
+	if (PQnfields(rows) < MIRROR_COLUMNS || PQfformat(rows, 1) != 1)
 		return false;
-	for (int i = 0; i < COLUMNS; i++) {
+	for (int i = 0; i < MIRROR_COLUMNS; i++) {
 		if (column_sizes[i] != 0 && !PQgetisnull(rows, row, i) &&
 		    PQgetlength(rows, row, i) != column_sizes[i])
 			return false;
@@ -399,13 +400,16 @@ void mirror_apply(struct mirror *mirror, const PGresult *rows, unsigned moment)
 	 */
 	for (int i = 0; i < PQntuples(rows); i++) {
 		name = PQgetvalue(rows, i, 0);
-		if (segment_writer_version(mirror->agent->segment, name) == 0 &&
-		    PQnfields(rows) == COLUMNS)
+		if (!PQgetisnull(rows, i, 0) &&
+		    segment_writer_version(mirror->agent->segment, name) == 0 &&
+		    PQnfields(rows) >= MIRROR_COLUMNS)
 			note_change(mirror, &mirror->urgent, name, (uint64_t)get_int8(rows, i, 1),
 				    true);
 	}
-	for (int i = 0; i < PQntuples(rows); i++)
-		put(mirror, rows, i, MIRROR_OWN, false, false);
+	for (int i = 0; i < PQntuples(rows); i++) {
+		if (!PQgetisnull(rows, i, 0))
+			put(mirror, rows, i, MIRROR_OWN, false, false);
+	}
 	segment_writer_publish(mirror->agent->segment);
 	/* Their version does not tell: no later row would put the policy right. */
 	if (moment != mirror->loads)

@@ -25,6 +25,7 @@ struct connection;
 	" disabled_until, incident_id, consecutive_failures, last_failure_at, updated_at," \
 	" drift_threshold, failure_threshold, schema_error_threshold, default_ttl_us,"     \
 	" auto_recover FROM cbshm.mirror"
+#define MIRROR_COLUMNS      16
 #define MIRROR_SELECT_NAMES MIRROR_SELECT " WHERE name = ANY ($1::pg_catalog.text[])"
 
 /* How many microseconds Postgres' epoch, 2000-01-01, is after the Unix epoch. */

@@ -303,6 +303,8 @@ static void committed(struct batch *batch)
 {
 	struct writer *writer = batch->writer;
 
+	if (batch->report_result != NULL)
+		mirror_apply(writer->agent->mirror, batch->report_result, batch->moment);
 	if (batch->rows_result != NULL)
 		mirror_apply(writer->agent->mirror, batch->rows_result, batch->moment);
 	batch_note_counts(batch, writer->agent->counts);
@@ -475,25 +477,26 @@ static void on_status(struct unit *unit, enum unit_end end, void *arg)
 
 static void look_up(struct batch *batch, bool live)
 {
+	struct text xid = {0};
 	struct unit *unit;
 	bool same_run;
 
 	if (batch->asked)
 		return;
-	if (batch->xid_result == NULL) {
+	if (!batch->xid_heard) {
 		/* The server sends the id before it begins to commit. */
 		settle(batch, batch->heard_all ? FATE_ABORTED : FATE_UNKNOWN);
 	} else if (!live) {
 		return;
-	} else if (PQgetisnull(batch->xid_result, 0, 0)) {
+	} else if (batch->xid_value == 0) {
 		settle(batch, FATE_COMMITTED); /* it changed nothing */
 	} else if (!same_server(batch, &same_run)) {
 		settle(batch, FATE_UNKNOWN);
 	} else {
 		batch->asked = true;
+		text_format(&xid, "%" PRIu64, batch->xid_value);
 		unit = unit_new(on_status, batch);
-		unit_add(unit, sql_xact_status, 1,
-			 memory_copy(PQgetvalue(batch->xid_result, 0, 0)));
+		unit_add(unit, sql_xact_status, 1, text_take(&xid));
 		unit_add(unit, sql_settled, 0);
 		connection_run(database_write(batch->writer->agent->database), unit);
 	}
@@ -899,8 +902,7 @@ void writer_stop(struct writer *writer)
 
 	/* The connections are closed: what was under way is among the lost. */
 	while ((batch = writer->lost) != NULL)
-		settle(batch,
-		       batch->xid_result == NULL && batch->heard_all ? FATE_ABORTED : FATE_UNKNOWN);
+		settle(batch, !batch->xid_heard && batch->heard_all ? FATE_ABORTED : FATE_UNKNOWN);
 	/* An answer may bring the next request. */
 	while (!writer_is_idle(writer))
 		refuse_waiting(writer);

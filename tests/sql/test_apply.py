@@ -60,7 +60,12 @@ class ApplyTest(fixture.SqlTest):
         answers = [{"position": i + 1, "outcome": "ok", "field": None, "message": None, "changed": False,
                     "incident": None} for i in range(len(requests))]
         for done in self.rows(statement, session):
-            answers[order[done["position"] - 1]] = done
+            row = done.pop("is_now")
+            if row is None:
+                answers[order[done["position"] - 1]] = done
+            else:
+                self.assertIsNone(done["position"])
+                self.assertEqual(row, self.row(f"SELECT * FROM cbshm.mirror WHERE name = {quote(row['name'])}", session))
         return answers
 
     def outcomes(self, requests, wait=True, session=None):
@@ -159,7 +164,7 @@ class Reports(ApplyTest):
     def test_counting_writes_the_row_once_and_says_nothing(self):
         self.enable()
         statement, _ = report([drift(self.name, 0.9), drift(self.name, 0.1)] + [drift(self.name, 0.9)] * 2)
-        self.assertEqual(self.rows(statement), [])
+        self.assertEqual([(done["position"], done["is_now"]["version"]) for done in self.rows(statement)], [(None, 2)])
         self.assertEqual(self.breaker()["consecutive_failures"], 2)
         self.assertEqual(self.version(), 2)
 
@@ -237,6 +242,33 @@ class Reports(ApplyTest):
         for session in (other, waiter):
             session.close()
         self.assertEqual([self.breaker(name)["consecutive_failures"] for name in (a, b)], [2, 2])
+
+    def test_what_changes_nothing_needs_no_lock(self):
+        """Nor a transaction id, so that nobody waits for a disk."""
+        self.enable()
+        other = fixture.server().session()
+        self.addCleanup(other.close)
+        other.execute(f"BEGIN; SELECT FROM cbshm.breaker WHERE name = '{self.name}' FOR UPDATE")
+        good, bad = drift(self.name, 0.1), drift(self.name, 0.9)
+        error, many = schema_error(self.name, 4), schema_error(self.name, 5)
+        for requests, wanted in (([good], "ok"), ([good, error] * 3, "ok"), ([error], "ok"), ([good, bad], "locked"),
+                                 ([bad], "locked"), ([many], "locked")):
+            self.assertEqual({done["outcome"] for done in self.report(requests, False)}, {wanted}, requests)
+        other.execute("ROLLBACK")
+        self.run_sql("BEGIN")
+        self.report([good, error])
+        self.assertIsNone(self.value("pg_current_xact_id_if_assigned()::text"))
+        self.run_sql("COMMIT")
+        self.assertEqual(self.version(), 1)
+
+    def test_thresholds_of_its_own(self):
+        """What is bad for the fleet is good here, and the other way round."""
+        self.policy(drift_threshold=0.95)
+        self.report([drift(self.name, 0.9)] * 3)
+        self.assertEqual(self.breaker()["consecutive_failures"], 0)
+        self.policy(drift_threshold=0.05)
+        self.assertEqual([done["changed"] for done in self.report([drift(self.name, 0.1)] * 4)], [False, False, True, False])
+        self.assertEqual(self.breaker()["consecutive_failures"], 4)
 
     def test_arrays_that_do_not_fit(self):
         good = ["'{a}'", "'{1}'", "'{0.5}'", "'{1}'", "NULL", "'{1}'", "'{\"{}\"}'", "true"]

@@ -297,13 +297,23 @@ class Triggers(fixture.SqlTest):
             "SELECT column_name FROM information_schema.columns "
             "WHERE table_schema = 'cbshm' AND table_name = 'breaker'")}
         made = {"version", "created_at", "updated_at"}  # by the triggers themselves
-        for trigger, wanted in (("breaker_before_update", columns - counters),
-                                ("breaker_counts", counters | {"version"}),
-                                ("breaker_after_update", columns - counters - made),
-                                ("breaker_counted", columns - counters - made | {"version"})):
-            text = self.value(f"(SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = '{trigger}')")
+        decision = columns - counters - made
+        for trigger, assigned, compared in (
+                ("breaker_before_update", columns - counters - {"version", "updated_at"}, columns - counters),
+                ("breaker_before_version", {"version", "updated_at"}, set()),
+                ("breaker_counts", counters, counters | {"version"}),
+                ("breaker_after_update", decision, decision),
+                ("breaker_counted", counters | {"version", "updated_at"}, decision | {"version"})):
+            text = self.value(f"(SELECT pg_get_triggerdef(t.oid) || p.prosrc FROM pg_trigger t "
+                              f"JOIN pg_proc p ON p.oid = t.tgfoid WHERE tgname = '{trigger}')").lower()
+            self.assertEqual(set(re.search(r"update of ([\w, ]+) on", text).group(1).split(", ")), assigned, trigger)
+            if not trigger.startswith("breaker_count"):
+                text = text.split("execute function")[0]  # the condition is the trigger's own
             for row in ("old", "new"):
-                self.assertEqual(set(re.findall(rf"\b{row}\.(\w+)", text.lower())), wanted, trigger)
+                found = set(re.findall(rf"\b{row}\.(\w+)", text))
+                self.assertEqual(found - {"updated_at"} if trigger == "breaker_counts" else found, compared, trigger)
+        self.assertEqual(self.value("(SELECT count(*) FROM pg_trigger WHERE tgrelid = 'cbshm.breaker'::regclass "
+                                    "AND tgtype & 16 <> 0 AND tgattr = '')"), 0)
 
 
 class Notifications(fixture.SqlTest):
