@@ -17,14 +17,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <event2/buffer.h>
-#include <event2/bufferevent.h>
 #include <event2/event.h>
 
 #include "agent/handout.h"
 #include "agent/log.h"
 #include "agent/session.h"
 #include "agent/subscription.h"
+#include "agent/wire.h"
 #include "agent/writer.h"
 
 #define INPUT_MAX         (2 * (size_t)MESSAGE_SIZE_MAX) /* bytes read ahead */
@@ -69,16 +68,11 @@ struct call {
 
 struct session {
 	const struct session_host *host;
-	struct bufferevent *stream;
-	struct event *turn; /* fires when there is more to do than this turn of the loop allowed */
-	struct evbuffer *ready; /* replies that go out together, by `flush` */
-	struct event *flush;
-	struct event *
-		writable; /* fires when the socket takes something again, while a handout waits for that */
-	bool unreceived;      /* handout_send()'s */
-	struct timeval stall; /* without any progress in sending */
+	struct wire *wire;
+	struct event *turn;  /* fires when there is more to do than this turn of the loop allowed */
+	struct event *flush; /* sends the replies that this turn of the loop has brought */
+	bool unreceived;     /* handout_send()'s */
 	enum session_state state;
-	bool end_of_input;
 	uint64_t id;
 	struct peer peer;
 	enum access access;
@@ -87,10 +81,9 @@ struct session {
 	unsigned handouts;         /* of these, how many wait for their turn to be answered */
 	unsigned submitted;        /* and how many the writer has */
 	enum method_effect effect; /* of those */
-	char *waiting;             /* a frame that must not overtake them */
-	size_t waiting_size;
-	size_t reserved;                   /* for the calls that are not answered */
-	size_t held;                       /* bytes of replies that wait for an earlier one */
+	bool waiting;              /* the next frame must not overtake them */
+	size_t reserved;           /* for the calls that are not answered */
+	size_t held;               /* bytes of replies that wait for an earlier one */
 	struct subscription *subscription; /* or NULL: the first call is the one that it answers */
 };
 
@@ -105,11 +98,7 @@ static void set_state(struct session *session, enum session_state state)
 		  (uintmax_t)session->id, (uintmax_t)session->peer.uid, state_names[session->state],
 		  state_names[state]);
 	session->state = state;
-	/* At the end of the input there is nothing left to be enabled for. */
-	if (state == SESSION_READING && !session->end_of_input)
-		bufferevent_enable(session->stream, EV_READ);
-	else if (state != SESSION_READING && state != SESSION_STREAMING)
-		bufferevent_disable(session->stream, EV_READ);
+	wire_listen(session->wire, state == SESSION_READING || state == SESSION_STREAMING);
 }
 
 static void next_turn(struct session *session)
@@ -125,7 +114,6 @@ static void end(struct session *session)
 	if (session->state == SESSION_ENDED)
 		return;
 	set_state(session, SESSION_ENDED);
-	bufferevent_disable(session->stream, EV_READ | EV_WRITE);
 	next_turn(session);
 }
 
@@ -143,20 +131,19 @@ static void drop(struct session *session, const char *why)
 static void drain(struct session *session)
 {
 	set_state(session, SESSION_DRAINING);
-	evbuffer_drain(bufferevent_get_input(session->stream), SIZE_MAX);
+	wire_forget(session->wire);
 }
 
 /* ---- replies ---------------------------------------------------------------------------- */
 
 static size_t unsent(const struct session *session)
 {
-	return evbuffer_get_length(bufferevent_get_output(session->stream)) +
-	       evbuffer_get_length(session->ready) + session->held;
+	return wire_unsent(session->wire) + session->held;
 }
 
 static bool has_room(const struct session *session)
 {
-	if (session->waiting != NULL && session->submitted + session->handouts > 0)
+	if (session->waiting && session->submitted + session->handouts > 0)
 		return false;
 	return session->calls < SESSION_PIPELINE_MAX &&
 	       unsent(session) + session->reserved + METHODS_REPLY_MAX <= SESSION_PROMISED_MAX;
@@ -166,15 +153,6 @@ static void call_free(struct call *call)
 {
 	free(call->reply);
 	free(call);
-}
-
-/* With all others that this turn of the loop brings. */
-static void send_out(struct session *session, const char *reply, size_t size)
-{
-	if (evbuffer_add(session->ready, reply, size) < 0)
-		drop(session, "memory");
-	else
-		event_active(session->flush, EV_TIMEOUT, 0);
 }
 
 /* Takes the reply over. NULL for want of memory: an order with a gap is none, so the session ends. */
@@ -199,13 +177,22 @@ static void answer(struct call *call, enum reply_error error, char *reply)
 	}
 }
 
-/* Its reply goes out by itself: the descriptor belongs to it alone. All that comes before it is with the kernel. */
+static void flush(struct session *session)
+{
+	if (session->state != SESSION_ENDED && wire_flush(session->wire) < 0)
+		end(session);
+}
+
+/* Its reply goes out by itself, after all that comes before it: the descriptor belongs to it alone. */
 static void hand_out(struct session *session, struct call *call)
 {
 	struct fault fault;
 
-	switch (handout_send(session->host->segment, bufferevent_getfd(session->stream),
-			     &session->peer, &session->unreceived, &fault)) {
+	flush(session);
+	if (session->state == SESSION_ENDED || wire_is_blocked(session->wire))
+		return;
+	switch (handout_send(session->host->segment, wire_socket(session->wire), &session->peer,
+			     &session->unreceived, &fault)) {
 	case HANDOUT_SENT:
 		call->oneway = true; /* there is no more to be sent */
 		answer(call, REPLY_OK, NULL);
@@ -214,7 +201,7 @@ static void hand_out(struct session *session, struct call *call)
 		answer(call, fault.error, message_error(&fault));
 		break;
 	case HANDOUT_LATER:
-		event_add(session->writable, &session->stall);
+		wire_wait(session->wire);
 		break;
 	case HANDOUT_LOST:
 		end(session);
@@ -222,21 +209,13 @@ static void hand_out(struct session *session, struct call *call)
 	}
 }
 
-/* Bytes of replies whose turn has come, and which the socket has not taken. */
-static size_t queued(const struct session *session)
-{
-	return evbuffer_get_length(bufferevent_get_output(session->stream)) +
-	       evbuffer_get_length(session->ready);
-}
-
-/* Sends the replies whose turn it is. */
+/* The replies whose turn it is. */
 static void send_replies(struct session *session)
 {
 	while (session->first != NULL) {
 		struct call *call = session->first;
 
-		if (call->handout && !call->answered && queued(session) == 0 &&
-		    !event_pending(session->writable, EV_WRITE, NULL))
+		if (call->handout && !call->answered)
 			hand_out(session, call);
 		if (!call->answered)
 			break;
@@ -248,7 +227,7 @@ static void send_replies(struct session *session)
 			const size_t size = strlen(call->reply) + 1;
 
 			session->held -= size;
-			send_out(session, call->reply, size);
+			wire_send(session->wire, call->reply, size);
 		}
 		call_free(call);
 	}
@@ -295,9 +274,18 @@ static void stream(struct session *session)
 				"anew");
 			break;
 		}
-		send_out(session, reply, strlen(reply) + 1);
+		wire_send(session->wire, reply, strlen(reply) + 1);
 		free(reply);
 	}
+}
+
+/* At once if nothing more is expected; else with all others that this turn of the loop brings. */
+static void send_out(struct session *session)
+{
+	if (session->calls == 0)
+		flush(session);
+	else if (wire_unsent(session->wire) > 0 && !wire_is_blocked(session->wire))
+		event_active(session->flush, EV_TIMEOUT, 0);
 }
 
 /* After anything that may have let a session go on: to read, or to its end. */
@@ -306,16 +294,16 @@ static void settle(struct session *session)
 	if (session->state == SESSION_ENDED)
 		return;
 	send_replies(session);
-	if (session->state == SESSION_ENDED)
-		return;
 	if (session->state == SESSION_STREAMING)
 		stream(session);
-	if (session->state == SESSION_ENDED || session->state == SESSION_STREAMING)
-		return;
 	send_replies(session); /* a stream's last */
-	if (unsent(session) > SESSION_UNSENT_MAX) {
+	if (session->state == SESSION_ENDED)
+		return;
+	if (unsent(session) > SESSION_UNSENT_MAX)
 		drop(session, "unread_replies");
-	} else if (session->state == SESSION_PAUSED && has_room(session)) {
+	else
+		send_out(session);
+	if (session->state == SESSION_PAUSED && has_room(session)) {
 		set_state(session, SESSION_READING);
 		next_turn(session);
 	} else if (session->state == SESSION_DRAINING && session->calls == 0 &&
@@ -429,8 +417,8 @@ static bool must_wait(const struct session *session, const struct message *messa
 	return session->submitted > 0 && effect != EFFECT_NONE && effect != session->effect;
 }
 
-/* Takes the text over. Returns what it cost of CALLS_PER_TURN. */
-static unsigned handle_frame(struct session *session, char *text, size_t size)
+/* Returns what it cost of CALLS_PER_TURN. */
+static unsigned handle_frame(struct session *session, const char *text, size_t size)
 {
 	struct message message;
 	struct fault fault;
@@ -438,9 +426,8 @@ static unsigned handle_frame(struct session *session, char *text, size_t size)
 	unsigned cost = CALLS_PER_TURN;
 	bool parsed = message_parse(text, size, &message, &fault);
 
-	if (parsed && must_wait(session, &message)) {
-		session->waiting = text;
-		session->waiting_size = size;
+	session->waiting = parsed && must_wait(session, &message);
+	if (session->waiting) {
 		message_free(&message);
 		return cost;
 	}
@@ -455,7 +442,7 @@ static unsigned handle_frame(struct session *session, char *text, size_t size)
 	}
 	if (parsed)
 		message_free(&message);
-	free(text);
+	wire_drop_frame(session->wire);
 	return cost;
 }
 
@@ -476,10 +463,10 @@ static void broken_frame(struct session *session, const char *message)
 /* Of a peer that has subscribed nothing but the end is expected. */
 static void stream_input(struct session *session)
 {
-	if (evbuffer_get_length(bufferevent_get_input(session->stream)) > 0) {
+	if (wire_unread(session->wire) > 0) {
 		stream_fail(session, REPLY_MALFORMED,
 			    "this connection belongs to a subscription: open another one");
-	} else if (session->end_of_input) {
+	} else if (wire_ended(session->wire)) {
 		stream_close(session);
 	}
 }
@@ -487,27 +474,15 @@ static void stream_input(struct session *session)
 /* No whole frame is there. Will one come? */
 static void input_exhausted(struct session *session)
 {
-	const size_t rest = evbuffer_get_length(bufferevent_get_input(session->stream));
+	const size_t rest = wire_unread(session->wire);
+	const bool ended = wire_ended(session->wire);
 
 	if (rest > MESSAGE_SIZE_MAX)
 		broken_frame(session, "the message is longer than 65536 bytes");
-	else if (session->end_of_input && rest > 0)
+	else if (ended && rest > 0)
 		broken_frame(session, "the connection ended within a message: its NUL is missing");
-	else if (session->end_of_input)
+	else if (ended)
 		drain(session);
-}
-
-/* The one that has waited, or the next of the stream; NULL: none is whole. */
-static char *next_frame(struct session *session, size_t *size)
-{
-	char *text = session->waiting;
-
-	if (text == NULL)
-		return evbuffer_readln(bufferevent_get_input(session->stream), size,
-				       EVBUFFER_EOL_NUL);
-	*size = session->waiting_size;
-	session->waiting = NULL;
-	return text;
 }
 
 static void session_process(struct session *session)
@@ -515,8 +490,8 @@ static void session_process(struct session *session)
 	unsigned spent = 0;
 
 	while (session->state == SESSION_READING) {
+		const char *text;
 		size_t size;
-		char *text;
 
 		if (!has_room(session)) {
 			set_state(session, SESSION_PAUSED);
@@ -526,7 +501,7 @@ static void session_process(struct session *session)
 			next_turn(session);
 			break;
 		}
-		text = next_frame(session, &size);
+		text = wire_frame(session->wire, &size);
 		if (text == NULL) {
 			input_exhausted(session);
 			break;
@@ -541,63 +516,43 @@ static void session_process(struct session *session)
 
 /* ---- events ----------------------------------------------------------------------------- */
 
-static void on_read(struct bufferevent *stream, void *arg)
+static void on_readable(void *arg)
 {
-	(void)stream;
-	session_process(arg);
+	struct session *session = arg;
+
+	if (wire_receive(session->wire) < 0)
+		end(session);
+	else
+		session_process(session);
 }
 
-static void on_written(struct bufferevent *stream, void *arg)
+static void on_writable(void *arg)
 {
-	(void)stream;
+	flush(arg);
 	settle(arg);
 }
 
-static void on_event(struct bufferevent *stream, short what, void *arg)
+static void on_stalled(void *arg)
 {
 	struct session *session = arg;
 
-	(void)stream;
-	if (session->state == SESSION_ENDED)
-		return;
-	if ((what & BEV_EVENT_TIMEOUT) != 0) {
+	if (session->state != SESSION_ENDED)
 		drop(session, "stalled");
-	} else if ((what & BEV_EVENT_EOF) != 0 && (what & BEV_EVENT_READING) != 0) {
-		session->end_of_input = true;
-		session_process(session);
-	} else {
-		end(session);
-	}
 }
 
-/*
- * Mostly the socket takes it all, and nobody has to be told to wait until it can. What it does not take, and errors, are
- * the stream's business.
- */
+/* A stream goes on by the next turn: a peer that is as fast as the agent must not have the loop for itself. */
 static void on_flush(evutil_socket_t fd, short what, void *arg)
 {
 	struct session *session = arg;
+	const bool more = wire_unsent(session->wire) >= SESSION_STREAM_AHEAD;
 
 	(void)fd;
 	(void)what;
-	if (session->state == SESSION_ENDED)
-		return;
-	if (evbuffer_get_length(bufferevent_get_output(session->stream)) == 0)
-		(void)evbuffer_write(session->ready, bufferevent_getfd(session->stream));
-	if (evbuffer_get_length(session->ready) > 0 &&
-	    bufferevent_write_buffer(session->stream, session->ready) < 0)
-		drop(session, "memory");
-	settle(session);
-}
-
-static void on_writable(evutil_socket_t fd, short what, void *arg)
-{
-	struct session *session = arg;
-
-	(void)fd;
-	if (session->state != SESSION_ENDED && (what & EV_TIMEOUT) != 0)
-		drop(session, "stalled");
-	settle(session);
+	flush(session);
+	if (session->state == SESSION_STREAMING && more && !wire_is_blocked(session->wire))
+		next_turn(session);
+	else if (session->state != SESSION_STREAMING)
+		settle(session);
 }
 
 static void on_turn(evutil_socket_t fd, short what, void *arg)
@@ -616,31 +571,24 @@ static void on_turn(evutil_socket_t fd, short what, void *arg)
 
 /* ---- life ------------------------------------------------------------------------------- */
 
-static int open_stream(struct session *session, int fd)
+static int open_wire(struct session *session, int fd)
 {
+	static const struct wire_events events = {
+		.readable = on_readable, .writable = on_writable, .stalled = on_stalled};
 	const struct session_host *host = session->host;
 	const unsigned stall_ms =
 		host->stall_ms != 0 ? host->stall_ms : SESSION_STALL_SECONDS * 1000;
+	int r = wire_new(host->event_base, fd, INPUT_MAX, stall_ms, &events, session,
+			 &session->wire);
 
-	session->stall =
-		(struct timeval){(time_t)(stall_ms / 1000), (suseconds_t)(stall_ms % 1000) * 1000};
+	if (r < 0)
+		return r;
 	session->turn = evtimer_new(host->event_base, on_turn, session);
 	session->flush = evtimer_new(host->event_base, on_flush, session);
-	session->writable = event_new(host->event_base, fd, EV_WRITE, on_writable, session);
-	session->ready = evbuffer_new();
-	session->stream = bufferevent_socket_new(host->event_base, fd, BEV_OPT_CLOSE_ON_FREE);
-	if (session->stream == NULL) {
-		close(fd);
+	if (session->turn == NULL || session->flush == NULL)
 		return -ENOMEM;
-	}
-	if (session->turn == NULL || session->flush == NULL || session->writable == NULL ||
-	    session->ready == NULL)
-		return -ENOMEM;
-	bufferevent_setcb(session->stream, on_read, on_written, on_event, session);
-	bufferevent_setwatermark(session->stream, EV_READ, 0, INPUT_MAX);
-	bufferevent_setwatermark(session->stream, EV_WRITE, SESSION_PROMISED_MAX / 2, 0);
-	bufferevent_set_timeouts(session->stream, NULL, &session->stall);
-	return bufferevent_enable(session->stream, EV_READ | EV_WRITE) < 0 ? -EIO : 0;
+	wire_listen(session->wire, true);
+	return 0;
 }
 
 int session_new(const struct session_host *host, int fd, uint64_t id, const struct peer *peer,
@@ -658,7 +606,7 @@ int session_new(const struct session_host *host, int fd, uint64_t id, const stru
 	made->peer = *peer;
 	made->access = access;
 	made->last = &made->first;
-	r = open_stream(made, fd);
+	r = open_wire(made, fd);
 	if (r < 0) {
 		session_free(made);
 		return r;
@@ -684,19 +632,6 @@ void session_stop(struct session *session)
 	settle(session);
 }
 
-/* What the loop has no turn left to send: as much as the socket takes now. */
-static void send_rest(struct session *session)
-{
-	struct evbuffer *output = bufferevent_get_output(session->stream);
-
-	if (session->ready != NULL && bufferevent_write_buffer(session->stream, session->ready) < 0)
-		return;
-	if (evbuffer_get_length(output) == 0 || evbuffer_unfreeze(output, 1) < 0)
-		return;
-	if (evbuffer_write(output, bufferevent_getfd(session->stream)) < 0)
-		log_event(LOG_LEVEL_DEBUG, "session_unsent", "session=%ju", (uintmax_t)session->id);
-}
-
 void session_free(struct session *session)
 {
 	struct call *call, *next;
@@ -711,19 +646,14 @@ void session_free(struct session *session)
 			call_free(call);
 	}
 	subscription_free(session->subscription);
-	free(session->waiting);
+	/* What the loop has no turn left to send: as much as the socket takes now. */
+	if (session->wire != NULL && session->state != SESSION_ENDED &&
+	    wire_flush(session->wire) < 0)
+		log_event(LOG_LEVEL_DEBUG, "session_unsent", "session=%ju", (uintmax_t)session->id);
 	if (session->turn != NULL)
 		event_free(session->turn);
-	if (session->writable != NULL)
-		event_free(session->writable);
-	if (session->stream != NULL) {
-		if (session->state != SESSION_ENDED)
-			send_rest(session);
-		bufferevent_free(session->stream);
-	}
 	if (session->flush != NULL)
 		event_free(session->flush);
-	if (session->ready != NULL)
-		evbuffer_free(session->ready);
+	wire_free(session->wire);
 	free(session);
 }

@@ -33,6 +33,11 @@ void *memory_new(size_t count, size_t size)
 	return checked(calloc(count > 0 ? count : 1, size));
 }
 
+void *memory_resize(void *memory, size_t size)
+{
+	return checked(realloc(memory, size));
+}
+
 char *memory_copy(const char *string)
 {
 	return string == NULL ? NULL : checked(strdup(string));
@@ -45,7 +50,7 @@ void text_reserve(struct text *text, size_t more)
 	text->room = (text->length + more + 1) * 2;
 	if (text->room < 64)
 		text->room = 64;
-	text->data = checked(realloc(text->data, text->room));
+	text->data = memory_resize(text->data, text->room);
 }
 
 void text_append(struct text *text, const char *bytes, size_t length)

@@ -17,8 +17,9 @@ struct text {
 	size_t room;
 };
 
-/* Zeroed memory; a copy of a string (NULL stays NULL). To be freed with free(). */
+/* Zeroed memory; the same with another size, as realloc() does it; a copy of a string (NULL stays NULL). free() them. */
 void *memory_new(size_t count, size_t size);
+void *memory_resize(void *memory, size_t size);
 char *memory_copy(const char *string);
 
 /* Makes room for so many bytes more, and the NUL. */

@@ -1709,6 +1709,7 @@ static void test_much_output(void)
 		send_text("{\"method\":\"io.cbshm.GetIncidents\"}");
 	pump();
 	while (replies < 100) {
+		pump();
 		while (fx.writer.count > 0)
 			answer_one(0, &(struct answer){.status = ANSWER_OK, .json = json});
 		reply = receive_from(fx.client);
