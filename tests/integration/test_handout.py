@@ -96,6 +96,7 @@ class Descriptor(unittest.TestCase):
             named, received = os.stat("/dev/shm" + self.agent.segment), os.fstat(fd)
             self.assertEqual((received.st_dev, received.st_ino), (named.st_dev, named.st_ino))
             self.assertEqual(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE, os.O_RDONLY)
+            self.agent.call("List", limit=1)  # what it did after sending the descriptor is done
             self.assertEqual(held(self.agent), 1, "more than its own")
             for forbidden in (lambda: os.write(fd, b"x"), lambda: os.ftruncate(fd, 0), lambda: os.pwrite(fd, b"x", 0),
                               lambda: mmap.mmap(fd, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE)):
