@@ -99,6 +99,7 @@ struct mirror {
 	uint64_t reload_heard;       /* and the next */
 	struct barrier barrier;      /* waited for */
 	struct barrier next_barrier; /* and the greatest that came after it */
+	int64_t reached;             /* the greatest of this connection that was acknowledged */
 	bool compare;
 	uint64_t compare_matches;
 	uint64_t compare_rows;
@@ -367,19 +368,24 @@ static bool has_applied(const struct mirror *mirror, uint64_t heard)
 static void check_barriers(struct mirror *mirror)
 {
 	while (mirror->barrier.number != 0 && has_applied(mirror, mirror->barrier.heard)) {
-		fleet_applied(mirror->agent->fleet, mirror->barrier.number);
+		mirror->reached = mirror->barrier.number;
+		fleet_applied(mirror->agent->fleet, mirror->reached);
 		mirror->barrier = mirror->next_barrier;
 		mirror->next_barrier = (struct barrier){0};
 	}
 }
 
-/* The one that is waited for stays: newer ones could put off its acknowledgement for ever. */
+/*
+ * The one that is waited for stays: newer ones could put off its acknowledgement for ever. One that was reached is old news, which
+ * anybody may repeat: acknowledged again, it would take back what was acknowledged since.
+ */
 static void hear_barrier(struct mirror *mirror, int64_t number)
 {
 	struct barrier *place =
 		mirror->barrier.number == 0 ? &mirror->barrier : &mirror->next_barrier;
 
-	if (number <= mirror->barrier.number || number <= place->number)
+	if (number <= mirror->reached || number <= mirror->barrier.number ||
+	    number <= place->number)
 		return;
 	*place = (struct barrier){.number = number, .heard = mirror->heard};
 	check_barriers(mirror);
@@ -827,6 +833,7 @@ void mirror_connected(struct mirror *mirror, struct connection *control)
 {
 	mirror->control = control;
 	mirror->applied = 0;
+	mirror->reached = 0;
 	load(mirror, true);
 }
 

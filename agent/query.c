@@ -23,12 +23,14 @@
 #include "agent/text.h"
 
 #define SWEEP_EVERY 20000 /* microseconds */
+#define CLASH_PAUSE 20000 /* before a question that clashed with what others do is asked again */
 
 /* A question to the database. */
 struct query {
 	struct queries *queries;
 	struct request *request; /* NULL once answered */
 	bool sent;
+	int64_t not_before; /* CLOCK_MONOTONIC */
 	TAILQ_ENTRY(query) link;
 };
 
@@ -147,7 +149,9 @@ static void on_answer(struct unit *unit, enum unit_end end, void *arg)
 
 	query->sent = false;
 	if (may_repeat(query, end, error)) {
-		event_active(query->queries->kick, EV_TIMEOUT, 0);
+		/* By the sweep; or by whoever tells that the database is there again. */
+		if (error != NULL)
+			query->not_before = clock_microseconds(CLOCK_MONOTONIC) + CLASH_PAUSE;
 		return;
 	}
 	if (end == UNIT_LOST) {
@@ -202,11 +206,12 @@ static void expire(struct queries *queries, int64_t now, enum answer_status stat
 
 static void send_all(struct queries *queries)
 {
+	const int64_t now = clock_microseconds(CLOCK_MONOTONIC);
 	struct query *query;
 
 	TAILQ_FOREACH(query, &queries->list, link)
 	{
-		if (!query->sent && query->request != NULL)
+		if (!query->sent && query->request != NULL && query->not_before <= now)
 			send_query(query);
 	}
 }

@@ -6,9 +6,11 @@
  *	notified CONNINFO BREAKER COMMITS WARMUP PAUSE_US
  *
  * One thread commits changes of a breaker. Another one does what the simplest listener does: it LISTENs with libpq, sleeps in
- * poll(2), and is done when the notification is read. A third one sleeps in cbshm_wait() on the segment
- * (CBSHM_SEGMENT) of an agent that hears of the commit in the same way. All are woken by the same commit. Prints JSON:
- * microseconds from sending the COMMIT to each of them, and to the answer of the commit itself.
+ * poll(2), and is done when the notification is read. An agent hears of the commit in the same way; how long it takes until its
+ * segment (CBSHM_SEGMENT) shows it is seen by a third thread that checks the breaker over and over, on a core that has nothing
+ * else to do: it has the lowest scheduling class. A fourth one is an engine that sleeps in cbshm_wait(), and has to be woken in its
+ * turn. All of that follows from the same commit. Prints JSON: microseconds from sending the COMMIT to each of them, and to
+ * the answer of the commit itself.
  */
 #include "config.h"
 
@@ -16,6 +18,7 @@
 #include <libpq-fe.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,8 +32,8 @@
 
 static const char *conninfo, *breaker_name;
 static struct cbshm *client;
-static _Atomic int64_t heard_at, seen_at;
-static _Atomic uint32_t heard, seen; /* how many commits each of them knows of */
+static _Atomic int64_t heard_at, shown_at, seen_at;
+static _Atomic uint32_t heard, shown, seen; /* how many commits each of them knows of */
 static atomic_bool stop;
 
 static int64_t now_ns(void)
@@ -83,6 +86,26 @@ static void *listen_for_it(void *arg)
 	return NULL;
 }
 
+/* When the segment shows it. */
+static void *look_for_it(void *arg)
+{
+	const struct sched_param none = {0};
+	struct cbshm_breaker *breaker = arg;
+	uint32_t epoch = cbshm_check(breaker).epoch;
+
+	pthread_setschedparam(pthread_self(), SCHED_IDLE, &none);
+	while (!stop) {
+		const uint32_t now = cbshm_check(breaker).epoch;
+
+		if (now != epoch) {
+			shown_at = now_ns();
+			shown += now - epoch;
+			epoch = now;
+		}
+	}
+	return NULL;
+}
+
 /* An engine that sleeps until its breaker changes. */
 static void *wait_for_it(void *arg)
 {
@@ -126,7 +149,7 @@ static void run(PGconn *connection, const char *sql)
 	PQclear(result);
 }
 
-static void commit_once(PGconn *connection, int number, int64_t times[3])
+static void commit_once(PGconn *connection, int number, int64_t times[4])
 {
 	char change[512];
 	int64_t sent;
@@ -141,13 +164,15 @@ static void commit_once(PGconn *connection, int number, int64_t times[3])
 	sent = now_ns();
 	run(connection, "COMMIT");
 	times[0] = now_ns() - sent;
-	if (!wait_until(&heard, (uint32_t)number) || !wait_until(&seen, (uint32_t)number))
+	if (!wait_until(&heard, (uint32_t)number) || !wait_until(&shown, (uint32_t)number) ||
+	    !wait_until(&seen, (uint32_t)number))
 		die("commit", "nobody has heard of it");
 	times[1] = heard_at - sent;
-	times[2] = seen_at - sent;
+	times[2] = shown_at - sent;
+	times[3] = seen_at - sent;
 }
 
-static void print(const char *name, const int64_t (*times)[3], int column, int first, int count)
+static void print(const char *name, const int64_t (*times)[4], int column, int first, int count)
 {
 	printf("\"%s\": [", name);
 	for (int i = first; i < count; i++)
@@ -158,7 +183,7 @@ static void print(const char *name, const int64_t (*times)[3], int column, int f
 int main(int argc, char **argv)
 {
 	struct cbshm_breaker *breaker;
-	pthread_t threads[2];
+	pthread_t threads[3];
 	PGconn *connection;
 	int count, warmup;
 
@@ -175,23 +200,26 @@ int main(int argc, char **argv)
 		die(breaker_name, "no such breaker");
 	connection = connect_to("SET application_name = 'notified'");
 	pthread_create(&threads[0], NULL, listen_for_it, NULL);
-	pthread_create(&threads[1], NULL, wait_for_it, breaker);
+	pthread_create(&threads[1], NULL, look_for_it, breaker);
+	pthread_create(&threads[2], NULL, wait_for_it, breaker);
 	usleep(300000);
 
-	int64_t(*times)[3] = calloc((size_t)count, sizeof(*times));
+	int64_t(*times)[4] = calloc((size_t)count, sizeof(*times));
 	for (int i = 0; i < count; i++) {
 		commit_once(connection, i + 1, times[i]);
 		usleep((useconds_t)atoi(argv[5]));
 	}
 	stop = true;
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < 3; i++)
 		pthread_join(threads[i], NULL);
 	printf("{");
-	print("answered", (const int64_t(*)[3])times, 0, warmup, count);
+	print("answered", (const int64_t(*)[4])times, 0, warmup, count);
 	printf(", ");
-	print("heard", (const int64_t(*)[3])times, 1, warmup, count);
+	print("heard", (const int64_t(*)[4])times, 1, warmup, count);
 	printf(", ");
-	print("seen", (const int64_t(*)[3])times, 2, warmup, count);
+	print("shown", (const int64_t(*)[4])times, 2, warmup, count);
+	printf(", ");
+	print("seen", (const int64_t(*)[4])times, 3, warmup, count);
 	printf("}\n");
 	free(times);
 	PQfinish(connection);

@@ -3,6 +3,7 @@
 import grp
 import os
 import pwd
+import re
 import threading
 import time
 import unittest
@@ -107,6 +108,24 @@ class Fleet(unittest.TestCase):
             for agent in self.agents:
                 found = agent.call("List", after="polic", limit=1)["breakers"][0]
                 self.assertEqual(found["policy"]["failure_threshold"], threshold)
+
+    def test_repeated_barrier(self):
+        """Whoever may listen can say again what the database has said: nothing that was acknowledged is taken back."""
+        heard = self.postgres.session()
+        self.addCleanup(heard.close)
+        heard.execute("LISTEN cbshm")
+        self.in_force()
+        said = re.search('payload "(b [0-9]+\x01[0-9a-f]+)" received', heard.execute("SELECT 1")).group(1)
+        self.in_force()
+        acknowledged = "SELECT min(acknowledged) FROM cbshm.agent"
+        reached = int(self.postgres.value(acknowledged))
+        self.assertGreater(reached, int(said[2:].split("\x01")[0]))
+        self.postgres.psql(f"SELECT pg_notify('cbshm', '{said}')")
+        # Sent after it, heard after it.
+        self.sql("INSERT INTO cbshm.breaker (name) VALUES ('after')")
+        wait_for(lambda: all("after" in self.breakers(agent) for agent in self.agents), 5)
+        time.sleep(0.2)
+        self.assertEqual(int(self.postgres.value(acknowledged)), reached)
 
     def test_newer_is_in_force_too(self):
         """Somebody else changes the breaker again and again meanwhile."""
