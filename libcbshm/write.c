@@ -45,6 +45,13 @@ static void writing_begin(struct writing *writing, struct cbshm_call *call)
 		writing->error = call_fail_memory(writing->call);
 }
 
+/* For a pointer that has to be there: an answer without a place to go, or a name. */
+static int need(const void *pointer, const char *what, struct cbshm_call *call)
+{
+	return pointer != NULL ? 0
+			       : call_fail(call, CBSHM_ERR_INVALID, "%s must not be NULL", what);
+}
+
 /* Keeps the first error. The arguments of `step` are not evaluated after one. */
 #define THEN(writing, step)                        \
 	do {                                       \
@@ -210,9 +217,13 @@ int cbshm_get_incidents(struct cbshm *client, const char *name, bool include_res
 {
 	struct writing w;
 
-	*incidents = NULL;
-	*count = 0;
+	if (incidents != NULL)
+		*incidents = NULL;
+	if (count != NULL)
+		*count = 0;
 	writing_begin(&w, call);
+	THEN(&w, need(incidents, "incidents", w.call));
+	THEN(&w, need(count, "count", w.call));
 	if (name != NULL)
 		THEN(&w, add_name(w.parameters, name, w.call));
 	if (w.error == 0 &&
@@ -240,9 +251,12 @@ int cbshm_wait_fleet(struct cbshm *client, struct cbshm_call *call, struct cbshm
 {
 	struct writing w;
 
-	memset(fleet, 0, sizeof(*fleet));
-	fleet->slowest_ms = NAN;
 	writing_begin(&w, call);
+	THEN(&w, need(fleet, "fleet", w.call));
+	if (fleet != NULL) {
+		memset(fleet, 0, sizeof(*fleet));
+		fleet->slowest_ms = NAN;
+	}
 	writing_call(&w, client, "WaitFleet", CLIENT_WAIT);
 	THEN(&w, answer_fleet(w.answer, w.call, fleet));
 	THEN(&w, check_fleet(fleet, w.call));
@@ -278,11 +292,14 @@ static int print_reply(struct writing *writing, char **reply)
 int cbshm_call_json(struct cbshm *client, const char *method, const char *parameters,
 		    struct cbshm_call *call, char **reply)
 {
-	const bool reads = strncmp(method, "Get", 3) == 0;
+	const bool reads = method != NULL && strncmp(method, "Get", 3) == 0;
 	struct writing w;
 
-	*reply = NULL;
 	writing_begin(&w, call);
+	THEN(&w, need(method, "method", w.call));
+	THEN(&w, need(reply, "reply", w.call));
+	if (reply != NULL)
+		*reply = NULL;
 	THEN(&w, parse_parameters(&w, parameters));
 	writing_call(&w, client, method, reads ? CLIENT_READ : CLIENT_WRITE);
 	THEN(&w, print_reply(&w, reply));
@@ -323,6 +340,7 @@ int cbshm_fetch_state(struct cbshm *client, const char *name, struct cbshm_call 
 
 	writing_begin(&w, call);
 	THEN(&w, add_name(w.parameters, name, w.call));
+	THEN(&w, need(state, "state", w.call));
 	writing_call(&w, client, "GetState", CLIENT_READ);
 	THEN(&w, answer_state(w.answer, w.call, state));
 	if (w.error == 0)

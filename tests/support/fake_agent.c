@@ -7,10 +7,12 @@
 
 #include "tests/support/fake_agent.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -25,12 +27,15 @@ bool server_set_up(void)
 	if (mkdtemp(server.directory) == NULL)
 		return false;
 	snprintf(server.path, sizeof(server.path), "%s/socket", server.directory);
-	return true;
+	snprintf(server.segment, sizeof(server.segment), "/cbshm-test-%d-none", (int)getpid());
+	const int fd = shm_open(server.segment, O_RDWR | O_CREAT | O_EXCL, 0600);
+	return fd >= 0 && close(fd) == 0;
 }
 
 void server_tear_down(void)
 {
 	rmdir(server.directory);
+	shm_unlink(server.segment);
 }
 
 static const struct step *current(void)

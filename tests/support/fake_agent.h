@@ -42,6 +42,8 @@ struct connection {
 
 struct server {
 	char directory[64], path[96];
+	char segment
+		[64]; /* a name under which an empty file stands, so that no client asks the server for it */
 	int listener, stop[2];
 	pthread_t thread;
 	const struct step *script; /* the last step stays */
@@ -54,7 +56,7 @@ struct server {
 
 extern struct server server;
 
-/* The directory and path of the socket, before anything else; and its removal. false: no directory. */
+/* The directory and path of the socket and the segment's name, before anything else; and their removal. false: no directory. */
 bool server_set_up(void);
 void server_tear_down(void);
 

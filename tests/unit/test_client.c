@@ -38,7 +38,7 @@
 static struct cbshm *client_at(const char *path)
 {
 	struct cbshm_options options = {
-		.size = sizeof(options), .segment = "/cbshm-test-none", .socket = path};
+		.size = sizeof(options), .segment = server.segment, .socket = path};
 	struct cbshm *client = NULL;
 
 	CU_ASSERT_EQUAL_FATAL(cbshm_open(&options, &client), 0);
@@ -395,6 +395,27 @@ static void refused(int error, const char *field)
 #define DISABLE(reason, by, until, for_us) \
 	cbshm_disable(client, "b", reason, by, until, for_us, &invalid_call, NULL, NULL)
 
+/* Nowhere to put the answer, or no method: said like any other bad argument. */
+static void refuse_nowhere(struct cbshm *client)
+{
+	struct cbshm_incident *incidents;
+	size_t count = 7;
+	char *reply;
+
+	refused(cbshm_get_incidents(client, "b", false, 1, &invalid_call, NULL, &count),
+		"incidents");
+	CU_ASSERT_EQUAL(count, 0);
+	refused(cbshm_get_incidents(client, "b", false, 1, &invalid_call, &incidents, NULL),
+		"count");
+	CU_ASSERT_PTR_NULL(incidents);
+	refused(cbshm_fetch_state(client, "b", &invalid_call, NULL), "state");
+	refused(cbshm_wait_fleet(client, &invalid_call, NULL), "fleet");
+	refused(cbshm_call_json(client, "GetLog", NULL, &invalid_call, NULL), "reply");
+	refused(cbshm_call_json(client, NULL, NULL, &invalid_call, &reply), "method");
+	CU_ASSERT_PTR_NULL(reply);
+	CU_ASSERT_EQUAL(cbshm_wait_fleet(client, NULL, NULL), CBSHM_ERR_INVALID);
+}
+
 static void refuse_reports(struct cbshm *client)
 {
 	static char deep[256], large[40000], name[130];
@@ -487,6 +508,7 @@ static void test_invalid(void)
 	SERVE({REPLY, CHANGED});
 	struct cbshm *client = client_at(server.path);
 
+	refuse_nowhere(client);
 	refuse_reports(client);
 	refuse_decisions(client);
 	refuse_policies(client);

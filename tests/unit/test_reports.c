@@ -38,7 +38,7 @@
 static struct cbshm *open_client_with(size_t report_buffer)
 {
 	struct cbshm_options options = {.size = sizeof(options),
-					.segment = "/cbshm-test-none",
+					.segment = server.segment,
 					.socket = server.path,
 					.report_buffer = report_buffer};
 	struct cbshm *client = NULL;
