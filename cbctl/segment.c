@@ -38,19 +38,21 @@ int client_open(struct cbctl *cbctl)
 	return error != 0 ? fail_library(error, NULL) : 0;
 }
 
-static const char *segment_name(const struct cbctl *cbctl)
+/* As cbshm_open() has it. */
+static const char *setting(const char *option, const char *variable, const char *otherwise)
 {
-	const char *environment = getenv("CBSHM_SEGMENT");
+	const char *environment = getenv(variable);
 
-	if (cbctl->segment != NULL)
-		return cbctl->segment;
-	return environment != NULL && environment[0] != '\0' ? environment : "/cbshm";
+	if (option != NULL)
+		return option;
+	return environment != NULL && environment[0] != '\0' ? environment : otherwise;
 }
 
 int segment_open(struct cbctl *cbctl)
 {
 	int error = client_open(cbctl);
-	const char *name = segment_name(cbctl);
+	const char *name = setting(cbctl->segment, "CBSHM_SEGMENT", "/cbshm");
+	const char *socket = setting(cbctl->socket, "CBSHM_SOCKET", "/run/cbshm/io.cbshm");
 
 	if (error != 0)
 		return error;
@@ -61,15 +63,29 @@ int segment_open(struct cbctl *cbctl)
 		return 0;
 	case CBSHM_ERR_NO_SEGMENT:
 		return fail(STATUS_NO_SEGMENT, error_word(error),
-			    "there is no segment %s, so engines take every breaker for enabled: "
-			    "has cbagent ever run here? systemctl status cbagent",
-			    name);
+			    "there is no segment %s in /dev/shm, and no agent at %s that hands one "
+			    "out, so engines take every breaker for enabled: has cbagent ever run "
+			    "here? systemctl status cbagent",
+			    name, socket);
 	case CBSHM_ERR_UNTRUSTED:
 		return fail(STATUS_NO_SEGMENT, error_word(error),
 			    "the segment %s is not to be trusted: it must belong to this user, "
 			    "root or the agent's user ($CBSHM_OWNER, else cbagent), and others "
-			    "must not be able to write it; see ls -l /dev/shm%s%s",
-			    name, name[0] == '/' ? "" : "/", name);
+			    "must not be able to write it; see ls -l /dev/shm%s%s, or %s if that "
+			    "hands it out",
+			    name, name[0] == '/' ? "" : "/", name, socket);
+	case CBSHM_ERR_DENIED:
+		return fail(STATUS_DENIED, "denied",
+			    "there is no segment %s in /dev/shm, and the agent at %s does not give "
+			    "it to this user: it takes membership in the segment's group",
+			    name, socket);
+	case CBSHM_ERR_TIMEOUT:
+	case CBSHM_ERR_REFUSED:
+	case CBSHM_ERR_PROTOCOL:
+		return fail(error_status(error), error_word(error),
+			    "there is no segment %s in /dev/shm, and the agent at %s does not hand "
+			    "it out now (%s): systemctl status cbagent",
+			    name, socket, cbshm_strerror(error));
 	case CBSHM_ERR_LAYOUT:
 		return fail(STATUS_NO_SEGMENT, error_word(error),
 			    "the segment %s is damaged, or of another version than this cbctl: "

@@ -118,7 +118,9 @@ struct cbshm_options {
 /*
  * Opens a client. A missing or unusable segment is not an error: every check then answers
  * "enabled", says so through cbshm_check() and cbshm_segment_status(), and the segment is picked
- * up by itself (one attempt a second, made by the checks) when it comes.
+ * up by itself (one attempt a second, made by the checks) when it comes. Where its name leads to
+ * nothing, as in a container, the agent at the socket is asked for a read-only descriptor of it, and
+ * waited for a second at most; checks do not wait.
  *
  * Errors: CBSHM_ERR_INVALID, CBSHM_ERR_MEMORY.
  */
@@ -130,7 +132,8 @@ CBSHM_PUBLIC void cbshm_close(struct cbshm *client);
 
 /*
  * 0 while a segment is attached, else why not: CBSHM_ERR_NO_SEGMENT, CBSHM_ERR_UNTRUSTED,
- * CBSHM_ERR_LAYOUT or CBSHM_ERR_SYSTEM. Tries to attach if none is.
+ * CBSHM_ERR_LAYOUT or CBSHM_ERR_SYSTEM; or, where the agent was asked for it, CBSHM_ERR_DENIED,
+ * CBSHM_ERR_TIMEOUT, CBSHM_ERR_REFUSED or CBSHM_ERR_PROTOCOL. Tries to attach if none is.
  */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_segment_status(struct cbshm *client);
 

@@ -8,7 +8,7 @@
  *
  * Attaching also happens inside a check, perhaps in a signal handler: it takes no memory from
  * malloc(3), waits for nobody, and uses open(2) on the object's file, since shm_open(3) is not
- * promised to be async-signal-safe.
+ * promised to be async-signal-safe. Where the name leads to nothing the agent is asked (descriptor.c).
  */
 #include "config.h"
 
@@ -70,7 +70,7 @@ struct mapping *segment_mapping_of(const struct cbshm *client, const uint64_t *w
 	return mapping;
 }
 
-static bool is_trusted(const struct cbshm *client, uid_t uid)
+bool segment_trusts(const struct cbshm *client, uid_t uid)
 {
 	for (int i = 0; i < client->trusted_count; i++) {
 		if (client->trusted[i] == uid)
@@ -83,20 +83,34 @@ static bool is_trusted(const struct cbshm *client, uid_t uid)
  * O_NONBLOCK: a FIFO that somebody has put in place of the segment must not hold the caller up. Root and owner
  * aside, whoever can write to the file could show each reader something else, or shorten it.
  */
-static int open_trusted(const struct cbshm *client, struct stat *status, int *descriptor)
+static int open_by_name(const struct cbshm *client, int *descriptor)
 {
-	int fd = open(client->reader->path,
-		      O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	*descriptor = open(client->reader->path,
+			   O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (*descriptor >= 0)
+		return 0;
+	return errno == ENOENT  ? CBSHM_ERR_NO_SEGMENT
+	       : errno == ELOOP ? CBSHM_ERR_UNTRUSTED
+				: CBSHM_ERR_SYSTEM;
+}
 
-	if (fd < 0)
-		return errno == ENOENT  ? CBSHM_ERR_NO_SEGMENT
-		       : errno == ELOOP ? CBSHM_ERR_UNTRUSTED
-					: CBSHM_ERR_SYSTEM;
-	*descriptor = fd;
-	if (fstat(fd, status) < 0)
+/* By its name, and only where that leads to nothing from the agent, which sends nobody's file but its own user's, or root's. */
+static int open_trusted(struct cbshm *client, bool may_wait, struct stat *status, int *descriptor)
+{
+	int error = open_by_name(client, descriptor);
+	bool asked = error == CBSHM_ERR_NO_SEGMENT;
+	uid_t server = 0;
+
+	if (asked)
+		error = descriptor_ask(client, may_wait, descriptor, &server);
+	if (error)
+		return error;
+	if (fstat(*descriptor, status) < 0)
 		return CBSHM_ERR_SYSTEM;
-	if (!S_ISREG(status->st_mode) || !is_trusted(client, status->st_uid) ||
-	    status->st_nlink != 1 || (status->st_mode & (S_IWGRP | S_IWOTH)) != 0)
+	bool owner = asked ? status->st_uid == server || status->st_uid == 0
+			   : segment_trusts(client, status->st_uid);
+	if (!owner || !S_ISREG(status->st_mode) || status->st_nlink != 1 ||
+	    (status->st_mode & (S_IWGRP | S_IWOTH)) != 0)
 		return CBSHM_ERR_UNTRUSTED;
 	return 0;
 }
@@ -167,13 +181,13 @@ static void unmap(struct mapping *mapping)
  * and nobody has seen that of another. None may leave it to another, as its answer would be one of
  * a segment that has been replaced.
  */
-static int attach_once(struct cbshm *client, int *fd)
+static int attach_once(struct cbshm *client, bool may_wait, int *fd)
 {
 	struct mapping *current = segment_current(client);
 	struct segment_layout layout;
 	struct mapping *mapping;
 	struct stat status;
-	int error = open_trusted(client, &status, fd);
+	int error = open_trusted(client, may_wait, &status, fd);
 
 	if (error || same_file(current, &status))
 		return error;
@@ -196,7 +210,7 @@ static bool has_lost_name(int fd)
 	return fd >= 0 && fstat(fd, &status) == 0 && status.st_nlink == 0;
 }
 
-static int attach_file(struct cbshm *client)
+static int attach_file(struct cbshm *client, bool may_wait)
 {
 	bool again = true;
 	int error = 0;
@@ -204,11 +218,11 @@ static int attach_file(struct cbshm *client)
 	for (int i = 0; again && i < FOLLOW_TRIES; i++) {
 		int fd = -1;
 
-		error = attach_once(client, &fd);
+		error = attach_once(client, may_wait, &fd);
 		if (error == CBSHM_ERR_SYSTEM)
 			atomic_store_explicit(&client->reader->system_error, errno,
 					      memory_order_relaxed);
-		again = error && has_lost_name(fd);
+		again = error < 0 && has_lost_name(fd);
 		if (fd >= 0)
 			close(fd);
 	}
@@ -223,8 +237,11 @@ static int64_t coarse_now(void)
 	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Makes an attempt, unless the last one was made less than a second ago and it is not to be made `now`. */
-static bool attempt(struct cbshm *client, bool now)
+/*
+ * Makes an attempt, unless the last one was made less than a second ago and it is not to be made `now`. One that has only sent
+ * a question to the agent goes on by the clock's next tick, some milliseconds.
+ */
+static bool attempt(struct cbshm *client, bool now, bool may_wait)
 {
 	struct segment_reader *reader = client->reader;
 	int64_t time = coarse_now();
@@ -232,7 +249,12 @@ static bool attempt(struct cbshm *client, bool now)
 	if (!now && time < atomic_load_explicit(&reader->next_attempt, memory_order_relaxed))
 		return false;
 	atomic_store_explicit(&reader->next_attempt, time + RETRY_NS, memory_order_relaxed);
-	atomic_store_explicit(&reader->error, attach_file(client), memory_order_relaxed);
+	int error = attach_file(client, may_wait);
+	if (error == DESCRIPTOR_PENDING) {
+		atomic_store_explicit(&reader->next_attempt, time + 1, memory_order_relaxed);
+		error = CBSHM_ERR_NO_SEGMENT;
+	}
+	atomic_store_explicit(&reader->error, error, memory_order_relaxed);
 	return true;
 }
 
@@ -242,7 +264,7 @@ int segment_attach(struct cbshm *client, bool now)
 
 	if (segment_current(client))
 		return 0;
-	attempt(client, now);
+	attempt(client, now, now);
 	if (segment_current(client))
 		return 0;
 	int error = atomic_load_explicit(&reader->error, memory_order_relaxed);
@@ -256,13 +278,13 @@ int segment_attach(struct cbshm *client, bool now)
  * In between, or after a kill in between, only the name tells which of the two counts: it is looked at each time. A
  * retired one has a successor: one attempt at once finds it, or else one a second.
  */
-bool segment_follow(struct cbshm *client, struct mapping *from)
+bool segment_follow(struct cbshm *client, struct mapping *from, bool may_wait)
 {
 	if (segment_current(client) != from)
 		return true;
 	bool retired = word_load(&segment_header(&from->view)->state) == CBSHM_SEGMENT_RETIRED;
 	bool now = !retired || !atomic_load_explicit(&from->followed, memory_order_relaxed);
-	bool made = attempt(client, now);
+	bool made = attempt(client, now, may_wait);
 
 	if (segment_current(client) != from)
 		return true;
@@ -279,7 +301,7 @@ bool segment_follow(struct cbshm *client, struct mapping *from)
 
 bool segment_seek(struct cbshm *client, struct mapping *from)
 {
-	attempt(client, false);
+	attempt(client, false, false);
 	return segment_current(client) != from;
 }
 
@@ -293,10 +315,19 @@ struct mapping *segment_newest(struct cbshm *client, int *error)
 	for (int i = 0; i < FOLLOW_TRIES; i++, mapping = segment_current(client)) {
 		uint64_t word = word_load(&segment_header(&mapping->view)->index_word);
 
-		if (!(word & CBSHM_WORD_MOVED) || !segment_follow(client, mapping))
+		if (!(word & CBSHM_WORD_MOVED) || !segment_follow(client, mapping, true))
 			break;
 	}
 	return mapping;
+}
+
+void segment_catch_up(struct cbshm *client)
+{
+	const struct mapping *mapping = segment_current(client);
+	int ignored;
+
+	if (mapping && (word_load(&segment_header(&mapping->view)->index_word) & CBSHM_WORD_MOVED))
+		segment_newest(client, &ignored);
 }
 
 int cbshm_segment_status(struct cbshm *client)
@@ -368,7 +399,8 @@ static int set_names(struct cbshm *client, const char *segment, const char *sock
 	client->segment = strdup(segment);
 	client->socket = strdup(socket);
 	client->reader = calloc(1, sizeof(*client->reader));
-	if (!client->segment || !client->socket || !client->reader)
+	if (!client->reader || descriptors_init(&client->reader->descriptors, segment) != 0 ||
+	    !client->segment || !client->socket)
 		return CBSHM_ERR_MEMORY;
 	if (asprintf(&client->reader->path, "%s%s", SEGMENT_DIRECTORY, segment) < 0) {
 		client->reader->path = NULL;
@@ -453,6 +485,7 @@ static void reader_free(struct segment_reader *reader)
 		unmap(mapping);
 		mapping = older;
 	}
+	descriptors_close(&reader->descriptors);
 	free(reader->path);
 	free(reader);
 }

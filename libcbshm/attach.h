@@ -15,6 +15,7 @@
 #include <sys/types.h>
 
 #include "libcbshm/cbshm_private.h"
+#include "libcbshm/descriptor.h"
 #include "libcbshm/validate.h"
 
 struct handle;
@@ -36,7 +37,8 @@ struct segment_reader {
 	_Atomic int64_t next_attempt; /* nanoseconds of CLOCK_MONOTONIC_COARSE */
 	_Atomic int error;            /* of the last attempt, a CBSHM_ERR_* */
 	_Atomic int system_error;     /* and its errno */
-	struct handle *handles;       /* see handles_lock() */
+	struct descriptors descriptors;
+	struct handle *handles; /* see handles_lock() */
 };
 
 /*
@@ -56,14 +58,17 @@ static inline struct mapping *segment_current(const struct cbshm *client)
 /* The mapping that `word` lies in, or NULL. */
 struct mapping *segment_mapping_of(const struct cbshm *client, const uint64_t *word);
 
+/* Is this the caller, root or the agent's user, whose segment and socket are believed? */
+bool segment_trusts(const struct cbshm *client, uid_t uid);
+
 /*
- * Attaches if nothing is attached. Unless `now`, at most one attempt a second is made. 0, or why
- * nothing is attached (errno is set with CBSHM_ERR_SYSTEM).
+ * Attaches if nothing is attached. Unless `now`, at most one attempt a second is made, and the agent, if it has to be asked for the
+ * segment, is not waited for: see descriptor_ask(). 0, or why nothing is attached (errno is set with CBSHM_ERR_SYSTEM).
  */
 int segment_attach(struct cbshm *client, bool now);
 
-/* `from` has been replaced: is there a newer mapping, or can it be attached now? */
-bool segment_follow(struct cbshm *client, struct mapping *from);
+/* `from` has been replaced: is there a newer mapping, or can it be attached now? May the agent be waited for? */
+bool segment_follow(struct cbshm *client, struct mapping *from, bool may_wait);
 
 /*
  * The agent of `from` is dead, and cannot have said that there is another segment: does the name
@@ -71,7 +76,13 @@ bool segment_follow(struct cbshm *client, struct mapping *from);
  */
 bool segment_seek(struct cbshm *client, struct mapping *from);
 
-/* The newest mapping, attached and followed as far as that is possible now; NULL and *error if there is none. */
+/*
+ * The newest mapping, attached and followed as far as that is possible now; NULL and *error if there is none. May wait for the
+ * agent: not for a check.
+ */
 struct mapping *segment_newest(struct cbshm *client, int *error);
+
+/* After a write has been answered: if the segment was replaced meanwhile, its result is in the newer one. Likewise. */
+void segment_catch_up(struct cbshm *client);
 
 #endif /* LIBCBSHM_ATTACH_H */

@@ -18,6 +18,7 @@
 
 #include "libcbshm/answer.h"
 #include "libcbshm/arguments.h"
+#include "libcbshm/attach.h"
 #include "libcbshm/cbshm_private.h"
 #include "libcbshm/error.h"
 #include "libcbshm/pipeline.h"
@@ -224,6 +225,8 @@ int client_call(struct cbshm *client, const char *method, enum client_kind kind,
 		error = call_deadline(call, &exchange.deadline);
 	if (error == 0)
 		error = exchange_run(&exchange);
+	if (error == 0)
+		segment_catch_up(client);
 	saved_errno = errno;
 	cJSON_Delete(exchange.message);
 	errno = saved_errno;

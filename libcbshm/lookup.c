@@ -118,7 +118,7 @@ void handle_resolve(struct handle *handle, struct resolved *resolved)
 		}
 		resolved->word = word_load(binding->word);
 		if ((resolved->word & CBSHM_WORD_MOVED) &&
-		    segment_follow(handle->client, binding->mapping)) {
+		    segment_follow(handle->client, binding->mapping, false)) {
 			handle_rebind(handle, binding);
 			continue; /* which may have been replaced as well by now */
 		}
