@@ -36,18 +36,35 @@ bool index_slot_name(const struct segment_view *view, uint32_t slot, uint32_t ge
 	return word_generation(word_load(segment_word(view, slot))) == generation;
 }
 
+/* So many bytes, and the zeros behind them; no cache line more than they are in. */
+static bool words_are(const uint64_t *words, const uint64_t *expected, uint64_t length)
+{
+	uint64_t word;
+
+	for (size_t i = 0; i * sizeof(word) < length; i++) {
+		payload_read(&word, &words[i], 1);
+		if (word != expected[i])
+			return false;
+	}
+	return true;
+}
+
+/* As index_slot_name(), for one name. */
 static bool slot_is(const struct segment_view *view, uint32_t slot, const struct name_key *key,
 		    uint64_t *word)
 {
-	struct name_key found;
+	const struct cbshm_record *record = segment_record(view, slot);
+	uint64_t length;
 
 	if (slot >= segment_allocated(view))
 		return false;
 	*word = word_load(segment_word(view, slot));
-	uint32_t generation = word_generation(*word);
-	return generation != 0 && index_slot_name(view, slot, generation, &found) &&
-	       found.length == key->length &&
-	       memcmp(found.words, key->words, sizeof(key->words)) == 0;
+	payload_read(&length, &record->name_length, 1);
+	if (length != key->length || !words_are(record->name, key->words, length))
+		return false;
+	latch_fence_acquire();
+	uint64_t now = word_load(segment_word(view, slot));
+	return word_generation(*word) != 0 && word_generation(now) == word_generation(*word);
 }
 
 bool index_find(const struct segment_view *view, const struct name_key *key, struct index_hit *hit)
