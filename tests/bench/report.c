@@ -254,7 +254,7 @@ static struct cbshm *open_client(const char *path)
 					.segment = "/cbshm-bench-none",
 					.socket = path,
 					.report_buffer = 4 << 20};
-	struct cbshm *client;
+	struct cbshm *client = NULL;
 	/* An empty one, so that the agent is not asked for it: it answers reports and nothing else. */
 	int fd = shm_open(options.segment, O_RDWR | O_CREAT, 0600);
 
