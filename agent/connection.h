@@ -119,7 +119,7 @@ const char *connection_server(const struct connection *connection);
 void connection_peer(const struct connection *connection, const char **host, const char **address,
 		     const char **port);
 
-/* The process id of its server process, by the server's word. */
+/* The process id of its server process, by the server's word; a pooler has numbers of its own. */
 int connection_backend(const struct connection *connection);
 
 /* Microseconds of a clock. */

@@ -46,6 +46,7 @@
 #define SILENCE_MAX     5000000 /* a server that answers nothing for so long is dead */
 #define SILENCE_LOOK    750000  /* and after so long already if another one takes writes */
 #define LISTEN_WITHIN   2000000
+#define PROBES_POOLED   3
 #define HEARTBEAT_EVERY 2 /* ticks of a second */
 #define TOLERANCE_MIN   5000
 #define CLOCK_SAMPLES   8
@@ -75,7 +76,8 @@ static const char sql_settings[] =
 	"  THEN pg_catalog.set_config('idle_session_timeout', '0', false) END,"
 	" CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL"
 	"  THEN pg_catalog.set_config('transaction_timeout', '0', false) END";
-static const char sql_version[] = "SELECT pg_catalog.max(version) FROM cbshm.schema_version";
+static const char sql_version[] =
+	"SELECT pg_catalog.max(version), pg_catalog.pg_backend_pid() FROM cbshm.schema_version";
 static const char sql_listen[] = "LISTEN cbshm";
 static const char sql_listen_probe[] = "LISTEN cbshm_probe";
 static const char sql_unlisten_probe[] = "UNLISTEN cbshm_probe";
@@ -138,7 +140,8 @@ struct database {
 	int64_t logged_at;
 	bool schema_trouble;
 
-	char probe[24]; /* what we call to ourselves */
+	char probe[24];  /* what we call to ourselves; "": the next one is to be sent */
+	unsigned probes; /* that are still to be heard */
 	int64_t probe_at;
 	bool heard; /* and heard it */
 	bool deaf;
@@ -475,10 +478,17 @@ static void send_heartbeat(struct database *database)
 	connection_run(database->control, unit);
 }
 
+static void send_probe(struct database *database);
+
 static void check_listen(struct database *database)
 {
-	if (database->heard || database->deaf ||
-	    clock_microseconds(CLOCK_MONOTONIC) - database->probe_at < LISTEN_WITHIN)
+	if (database->heard || database->deaf)
+		return;
+	if (database->probe[0] == '\0') {
+		send_probe(database);
+		return;
+	}
+	if (clock_microseconds(CLOCK_MONOTONIC) - database->probe_at < LISTEN_WITHIN)
 		return;
 	database->deaf = true;
 	log_problem(LOG_LEVEL_WARNING, "listen_does_not_work",
@@ -638,6 +648,17 @@ static bool is_version(const struct unit *unit, char *room, size_t size)
 	return false;
 }
 
+/*
+ * A pooler that hands out server connections by the transaction passes a notification on if we happen to have that very one
+ * at the moment. So what comes through one counts only if it comes again and again.
+ */
+static unsigned probes_needed(const struct database *database, const struct unit *unit)
+{
+	const int pid = atoi(PQgetvalue(unit_result(unit, 2), 0, 1));
+
+	return pid == connection_backend(database->control) ? 1 : PROBES_POOLED;
+}
+
 static void on_checked(struct unit *unit, enum unit_end end, void *arg)
 {
 	struct database *database = arg;
@@ -645,12 +666,14 @@ static void on_checked(struct unit *unit, enum unit_end end, void *arg)
 
 	if (end == UNIT_LOST)
 		return;
-	if (end == UNIT_FAILED)
+	if (end == UNIT_FAILED) {
 		give_up(database, failed_check(unit, reason, sizeof(reason)), true);
-	else if (!is_version(unit, reason, sizeof(reason)))
+	} else if (!is_version(unit, reason, sizeof(reason))) {
 		give_up(database, reason, true);
-	else
+	} else {
+		database->probes = probes_needed(database, unit);
 		send_heartbeat(database);
+	}
 }
 
 static void on_settings(struct unit *unit, enum unit_end end, void *arg)
@@ -779,7 +802,10 @@ static void hear_probe(struct database *database, const char *payload)
 {
 	struct unit *unit;
 
-	if (database->heard || strcmp(payload, database->probe) != 0)
+	if (database->heard || database->probe[0] == '\0' || strcmp(payload, database->probe) != 0)
+		return;
+	database->probe[0] = '\0';
+	if (--database->probes > 0)
 		return;
 	if (database->deaf)
 		log_event(LOG_LEVEL_INFO, "listen_works", "channel=cbshm_probe");

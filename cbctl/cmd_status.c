@@ -129,6 +129,8 @@ static void print_list(const struct states *states)
 
 	for (size_t i = 0; i < states->count; i++)
 		print_line(&states->list[i], column);
+	if (states->count == 0 && states->total > 0)
+		warn("no breaker's name begins with that");
 }
 
 /* As they are, for programs; a terminal gets nothing that would control it. */

@@ -311,6 +311,8 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 					  "control characters",
 					  CBSHM_NAME_MAX);
 		cbshm_breaker_close(breaker);
+		/* It may come, or be mistyped; the table covers this until it ends. */
+		segment_warn_unknown(cbctl, parsed->words[i]);
 	}
 	return screen_possible() && !output_is_json() ? run_screen(cbctl, parsed)
 						      : run_lines(cbctl, parsed);

@@ -5,6 +5,7 @@ import re
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -852,6 +853,25 @@ class Faults(unittest.TestCase):
         wait_for(lambda: listed(agent, "deaf")["policy"]["failure_threshold"] == 17, 2.5)
         self.postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'deaf'")
         wait_for(lambda: listed(agent, "deaf") is None, 2.5)
+
+    def test_a_notification_that_arrives_by_luck(self):
+        """A pooler says another process id than the server has, and passes one notification on, but no other."""
+        for lucky, ends in ((1, "listen_does_not_work"), (3, "UNLISTEN cbshm_probe")):
+            proxy = Proxy(self.postgres, self.postgres.scratch.directory(f"pooler-{lucky}", None, 0o711))
+            self.addCleanup(proxy.close)
+            seen, sent = [], []
+
+            def pooled(kind, body):
+                if kind == b"A":
+                    seen.append(body)
+                return b"K" + struct.pack("!III", 12, 1, 2) if kind == b"K" else kind != b"A" or len(seen) <= lucky
+
+            proxy.filter = pooled
+            proxy.client_filter = lambda data: sent.append(data) or True
+            agent = self.agent(conninfo=proxy.conninfo())
+            wait_for(lambda: ends in agent.log() or ends.encode() in b"".join(sent), 10)
+            self.assertEqual("listen_does_not_work" in agent.log(), lucky == 1)
+            agent.stop()
 
     def test_host_name_over_tcp(self):
         proxy = Proxy(self.postgres)

@@ -210,6 +210,11 @@ class Loop(unittest.TestCase):
         self.assertEqual(everything["total"], len(names))
         self.assertTrue(everything["health"]["agent_alive"])
 
+        nothing = self.cbctl("list", "nothing", check=0)
+        self.assertEqual((nothing.out, nothing.err), ("", "cbctl: warning: no breaker's name begins with that\n"))
+        self.assertEqual(self.cbctl("list", "nothing", "--names", check=0).err, "")
+        self.assertEqual(self.cbctl("list", "zz", check=0).err, "")
+
         status = self.cbctl("status", check=0)
         self.assertIn("zz-late is disabled", status.out)
         self.assertNotIn("aa-early", status.out)

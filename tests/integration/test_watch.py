@@ -75,6 +75,16 @@ class Watch(unittest.TestCase):
 
     # ---- into a pipe ----
 
+    def test_a_name_that_does_not_exist_yet(self):
+        self.cbctl("enable", "spelling", check=0)
+        with Lines(self.agent, "speling", "spelling") as watch:
+            watch.wait_for("start")
+            self.cbctl("disable", "speling", "--reason", "it was meant", check=0)
+            watch.wait_for("it was meant")
+            watch.process.kill()
+            self.assertEqual(watch.process.communicate()[1],
+                             "cbctl: warning: there is no breaker speling; did you mean spelling?\n")
+
     def test_a_line_for_each_change(self):
         self.cbctl("disable", "old", "--reason", "from before", check=0)
         self.cbctl("enable", "quiet", check=0)

@@ -88,7 +88,9 @@ def run(major, cache, command):
         version = subprocess.run([os.path.join(programs, "postgres"), "--version"], stdout=subprocess.PIPE, text=True,
                                  check=True).stdout.strip()
         print(f"==> {version}", flush=True)
-        return subprocess.run(command, env={**os.environ, "CBSHM_TEST_POSTGRES": programs}, check=False).returncode == 0
+        # A make hands its jobs out over descriptors.
+        done = subprocess.run(command, env={**os.environ, "CBSHM_TEST_POSTGRES": programs}, close_fds=False, check=False)
+        return done.returncode == 0
     finally:
         scratch.cleanup()
 
