@@ -24,7 +24,6 @@
 #define DETAILS_MAX        32768
 #define EXPONENT_MAX       308 /* of a double */
 #define TIMEOUT_DEFAULT_MS 5000
-#define TIMEOUT_MAX_MS     3600000
 #define TTL_MIN_SECONDS    0.000001
 #define TTL_MAX_SECONDS    315360000.0 /* ten years */
 #define LINES_DEFAULT      10          /* of what the database lists */
@@ -299,7 +298,7 @@ static bool take_timeout(const char *field, const cJSON *value, struct request *
 {
 	int64_t timeout = 0;
 
-	if (!take_whole(field, value, 1, TIMEOUT_MAX_MS, &timeout, fault))
+	if (!take_whole(field, value, 1, ARGUMENT_TIMEOUT_MAX_MS, &timeout, fault))
 		return false;
 	request->deadline = request_deadline(timeout);
 	return true;
@@ -556,4 +555,15 @@ bool arguments_parse(enum method_id method, const struct message *message, struc
 			return invalid(fault, arguments[i].name, "is missing");
 	}
 	return keep_details(message, request, fault) && check_together(request, fault);
+}
+
+bool arguments_of_report(const struct report *report, struct request *request, struct fault *fault)
+{
+	request->deadline =
+		request_deadline(report->timeout_ms > 0 ? report->timeout_ms : TIMEOUT_DEFAULT_MS);
+	request->limit = LINES_DEFAULT;
+	request->score = report->score;
+	request->count = report->count;
+	request->name = strndup(report->name, report->name_length);
+	return request->name != NULL || out_of_memory(fault);
 }

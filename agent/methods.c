@@ -242,6 +242,29 @@ int methods_dispatch(const struct message *message, const struct caller *caller,
 											 : -ENOMEM;
 }
 
+int methods_dispatch_report(const struct report *report, const struct caller *caller,
+			    struct dispatch *dispatch)
+{
+	struct request *request = NULL;
+	struct fault fault;
+
+	memset(dispatch, 0, sizeof(*dispatch));
+	dispatch->method = report->schema_error ? METHOD_REPORT_SCHEMA_ERROR : METHOD_REPORT_DRIFT;
+	if (!check_access(&methods[dispatch->method], caller, &fault)) {
+		dispatch->error = fault.error;
+		dispatch->reply = message_error(&fault);
+		return dispatch->reply != NULL ? 0 : -ENOMEM;
+	}
+	request = request_new(methods[dispatch->method].kind);
+	if (request == NULL || !arguments_of_report(report, request, &fault)) {
+		request_free(request);
+		return -ENOMEM;
+	}
+	request->peer = *caller->peer;
+	dispatch->request = request;
+	return 0;
+}
+
 /* ---- replies ---------------------------------------------------------------------------- */
 
 /* The answers of requests that carry a JSON text, by kind; `absent` stands where there is none. */
@@ -265,6 +288,15 @@ static const struct {
 	[REQUEST_RETRY_ALERTS] = {"count", NULL, false, false},
 	[REQUEST_PURGE_ALERTS] = {"count", NULL, false, false},
 };
+
+const char *methods_common_reply(const struct request *request, const struct answer *answer)
+{
+	if (request->kind != REQUEST_REPORT_DRIFT && request->kind != REQUEST_REPORT_SCHEMA_ERROR)
+		return NULL;
+	if (answer->status != ANSWER_OK || answer->json != NULL)
+		return NULL;
+	return "{\"parameters\":{\"incident\":null}}";
+}
 
 /* Put together by hand: most replies are these, and all they hold is JSON already. */
 static char *success(const struct request *request, const struct answer *answer)

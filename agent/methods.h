@@ -13,6 +13,7 @@
 #include "agent/peer.h"
 #include "agent/request.h"
 
+struct report;
 struct segment_writer;
 
 enum method_id {
@@ -78,6 +79,10 @@ struct dispatch {
 int methods_dispatch(const struct message *message, const struct caller *caller,
 		     struct dispatch *dispatch);
 
+/* The same for a report that was read without a tree. */
+int methods_dispatch_report(const struct report *report, const struct caller *caller,
+			    struct dispatch *dispatch);
+
 #define METHODS_REPLY_MAX \
 	(8u * MESSAGE_SIZE_MAX) /* bytes of the longest reply, such as GetIncidents' */
 
@@ -86,6 +91,9 @@ int methods_dispatch(const struct message *message, const struct caller *caller,
  * reply is about as long as the call.
  */
 size_t methods_reply_room(const struct request *request);
+
+/* The reply to a request if it is the one that most get; else NULL, and methods_reply() has it. */
+const char *methods_common_reply(const struct request *request, const struct answer *answer);
 
 /* The reply to a request that dispatch made; free(). NULL: out of memory. */
 char *methods_reply(const struct request *request, const struct answer *answer,

@@ -21,6 +21,7 @@
 
 #include "agent/handout.h"
 #include "agent/log.h"
+#include "agent/report.h"
 #include "agent/session.h"
 #include "agent/subscription.h"
 #include "agent/wire.h"
@@ -62,8 +63,9 @@ struct call {
 	bool handout;   /* it is answered when its turn has come, with a descriptor */
 	bool submitted; /* the writer has a request that points here */
 	bool answered;
-	size_t reserved; /* bytes set aside for the reply */
-	char *reply;     /* NULL until answered, and of a oneway call */
+	size_t reserved;   /* bytes set aside for the reply */
+	const char *reply; /* NULL until answered, and of a oneway call */
+	char *own_reply;   /* the same, if it is to be freed */
 };
 
 struct session {
@@ -151,12 +153,12 @@ static bool has_room(const struct session *session)
 
 static void call_free(struct call *call)
 {
-	free(call->reply);
+	free(call->own_reply);
 	free(call);
 }
 
-/* Takes the reply over. NULL for want of memory: an order with a gap is none, so the session ends. */
-static void answer(struct call *call, enum reply_error error, char *reply)
+/* The reply stays where it is. NULL for want of memory: an order with a gap is none, so the session ends. */
+static void answer_with(struct call *call, enum reply_error error, const char *reply)
 {
 	struct session *session = call->session;
 
@@ -167,14 +169,21 @@ static void answer(struct call *call, enum reply_error error, char *reply)
 	session->host->counters->replies[call->method][error]++;
 	call->answered = true;
 	session->reserved -= call->reserved;
-	if (call->oneway) {
-		free(reply);
-	} else if (reply != NULL) {
+	if (call->oneway)
+		return;
+	if (reply != NULL) {
 		call->reply = reply;
 		session->held += strlen(reply) + 1;
 	} else {
 		drop(session, "memory");
 	}
+}
+
+/* Takes the reply over. */
+static void answer(struct call *call, enum reply_error error, char *reply)
+{
+	call->own_reply = reply;
+	answer_with(call, error, reply);
 }
 
 static void flush(struct session *session)
@@ -316,14 +325,20 @@ static void request_done(struct request *request, const struct answer *result)
 {
 	struct call *call = request->arg;
 	struct session *session = call->session;
+	const char *common;
 	enum reply_error error;
 	char *reply;
 
 	if (session == NULL) {
 		call_free(call);
 	} else {
-		reply = methods_reply(request, result, &error);
-		answer(call, error, reply);
+		common = methods_common_reply(request, result);
+		if (common != NULL) {
+			answer_with(call, REPLY_OK, common);
+		} else {
+			reply = methods_reply(request, result, &error);
+			answer(call, error, reply);
+		}
 		settle(session);
 	}
 	request_free(request);
@@ -370,51 +385,82 @@ static void subscribe(struct session *session, struct request *request)
 	set_state(session, SESSION_STREAMING);
 }
 
-static void dispatch(struct session *session, struct call *call, const struct message *message,
-		     size_t size)
+/* A call takes effect, or is answered at once. */
+static void carry_out(struct session *session, struct call *call, const struct dispatch *dispatch,
+		      enum method_effect effect, size_t size)
 {
-	const struct caller caller = {&session->peer, session->access, session->host->segment};
-	struct dispatch result;
+	struct request *request = dispatch->request;
 
-	call->oneway = message->oneway;
-	if (methods_dispatch(message, &caller, &result) < 0) {
-		drop(session, "memory");
-		return;
-	}
-	call->method = result.method;
-	call->handout = result.handout;
-	if (result.handout) {
+	call->method = dispatch->method;
+	call->handout = dispatch->handout;
+	if (dispatch->handout) {
 		session->handouts++;
 		return;
 	}
-	if (result.request == NULL) {
-		answer(call, result.error, result.reply);
+	if (request == NULL) {
+		answer(call, dispatch->error, dispatch->reply);
 		return;
 	}
-	if (result.stream) {
-		subscribe(session, result.request);
+	if (dispatch->stream) {
+		subscribe(session, request);
 		return;
 	}
-	call->reserved = REPLY_SIZE_COMMON + size;
-	if (methods_reply_room(result.request) > 0)
-		call->reserved = methods_reply_room(result.request);
+	call->reserved = methods_reply_room(request);
+	if (call->reserved == 0)
+		call->reserved = REPLY_SIZE_COMMON + size;
 	session->reserved += call->reserved;
-	result.request->done = request_done;
-	result.request->arg = call;
+	request->done = request_done;
+	request->arg = call;
 	call->submitted = true;
 	session->submitted++;
-	session->effect = method_effect(message->method);
-	writer_submit(session->host->writer, result.request);
+	session->effect = effect;
+	writer_submit(session->host->writer, request);
 }
 
 /* Could a call overtake what the writer has of this session? */
-static bool must_wait(const struct session *session, const struct message *message)
+static bool must_wait(const struct session *session, enum method_effect effect)
 {
-	const enum method_effect effect = method_effect(message->method);
-
 	if (effect == EFFECT_STREAM && session->handouts > 0)
 		return true;
 	return session->submitted > 0 && effect != EFFECT_NONE && effect != session->effect;
+}
+
+static struct caller caller_of(const struct session *session)
+{
+	return (struct caller){&session->peer, session->access, session->host->segment};
+}
+
+/* Returns whether it was one that need not wait. */
+static bool handle_report(struct session *session, const struct report *report, size_t size)
+{
+	const struct caller caller = caller_of(session);
+	struct dispatch dispatch;
+	struct call *call;
+
+	session->waiting = must_wait(session, EFFECT_WRITE);
+	if (session->waiting)
+		return false;
+	call = call_new(session);
+	if (call == NULL || methods_dispatch_report(report, &caller, &dispatch) < 0) {
+		drop(session, "memory");
+		return true;
+	}
+	call->oneway = report->oneway;
+	carry_out(session, call, &dispatch, EFFECT_WRITE, size);
+	return true;
+}
+
+static void handle_message(struct session *session, struct call *call,
+			   const struct message *message, size_t size)
+{
+	const struct caller caller = caller_of(session);
+	struct dispatch dispatch;
+
+	call->oneway = message->oneway;
+	if (methods_dispatch(message, &caller, &dispatch) < 0)
+		drop(session, "memory");
+	else
+		carry_out(session, call, &dispatch, method_effect(message->method), size);
 }
 
 /* Returns what it cost of CALLS_PER_TURN. */
@@ -423,10 +469,18 @@ static unsigned handle_frame(struct session *session, const char *text, size_t s
 	struct message message;
 	struct fault fault;
 	struct call *call;
+	struct report report;
 	unsigned cost = CALLS_PER_TURN;
-	bool parsed = message_parse(text, size, &message, &fault);
+	bool parsed;
 
-	session->waiting = parsed && must_wait(session, &message);
+	if (report_read(text, size, &report)) {
+		if (!handle_report(session, &report, size))
+			return cost;
+		wire_drop_frame(session->wire);
+		return 1;
+	}
+	parsed = message_parse(text, size, &message, &fault);
+	session->waiting = parsed && must_wait(session, method_effect(message.method));
 	if (session->waiting) {
 		message_free(&message);
 		return cost;
@@ -435,7 +489,7 @@ static unsigned handle_frame(struct session *session, const char *text, size_t s
 	if (call == NULL) {
 		drop(session, "memory");
 	} else if (parsed) {
-		dispatch(session, call, &message, size);
+		handle_message(session, call, &message, size);
 		cost = call->method == METHOD_LIST ? CALLS_PER_TURN : 1;
 	} else {
 		refuse_frame(session, call, &fault);

@@ -36,6 +36,7 @@
 #include "agent/writer.h"
 #include "libcbshm/name.h"
 #include "tests/fuzz/target.h"
+#include "tests/support/same_report.h"
 
 const char fuzz_corpus[] = "tests/fuzz/corpus";
 
@@ -236,6 +237,22 @@ static void turn(struct harness *harness)
 		answer_all(harness);
 }
 
+/* Reports that are read without a tree are read as all others are. */
+static void check_reports(const uint8_t *data, size_t size)
+{
+	char *text = malloc(size + 1);
+	size_t length;
+
+	REQUIRE(text != NULL);
+	memcpy(text, data, size);
+	text[size] = '\0';
+	for (const char *p = text, *end = text + size; p < end; p += length + 1) {
+		length = strlen(p);
+		REQUIRE(same_report(p, length) != REPORT_DIFFERS);
+	}
+	free(text);
+}
+
 static void converse(struct harness *harness, const uint8_t *data, size_t size)
 {
 	while (size > 0 && harness->session != NULL) {
@@ -294,6 +311,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	harness->fd = pair[0];
 	REQUIRE(session_new(&host, pair[1], 1, &peer, (enum access)((data[0] & 3) % 3),
 			    &harness->session) == 0);
+	check_reports(data + 1, size - 1);
 	converse(harness, data + 1, size - 1);
 	answer_all(harness);
 	subscriptions_free(harness->subscriptions);

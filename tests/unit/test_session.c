@@ -35,6 +35,7 @@
 #include "agent/subscription.h"
 #include "agent/writer.h"
 #include "tests/support/child.h"
+#include "tests/support/same_report.h"
 #include "tests/support/tap.h"
 
 #define QUEUE_MAX   4096
@@ -1598,6 +1599,131 @@ static void test_list_state(void)
 	close_session();
 }
 
+/* ---- reports that are read without a tree ------------------------------------------------ */
+
+#define DRIFT(parameters) \
+	"{\"method\":\"io.cbshm.ReportDrift\",\"parameters\":{\"name\":\"a/b c\"," parameters "}}"
+
+static const char *const read_at_once[] = {
+	DRIFT("\"drift_score\":0.25,\"sample_count\":500"),
+	DRIFT("\"drift_score\":1,\"sample_count\":1,\"timeout_ms\":3600000"),
+	DRIFT("\"sample_count\":999999999999999,\"drift_score\":0.12345678901234567"),
+	DRIFT("\"drift_score\":0.1234567890123456789012345678,\"sample_count\":7"),
+	DRIFT("\"drift_score\":0.000000000000001,\"sample_count\":7"),
+	"{\"parameters\":{\"count\":0,\"name\":\"x\"},\"method\":\"io.cbshm.ReportSchemaError\"}",
+	" {\t\"oneway\" : true ,\n\"parameters\" : { \"name\" : \"x\" , \"count\" : 12 } , "
+	"\"method\" : \"io.cbshm.ReportSchemaError\" }\r\n",
+};
+
+/* Right or wrong, but not read here. */
+static const char *const left_to_others[] = {
+	"",
+	"{",
+	"{}",
+	"[]",
+	DRIFT("\"drift_score\":0.25"),
+	DRIFT("\"drift_score\":1.5,\"sample_count\":1"),
+	DRIFT("\"drift_score\":1.00000000000000000001,\"sample_count\":1}"),
+	DRIFT("\"drift_score\":-0.1,\"sample_count\":1"),
+	DRIFT("\"drift_score\":1e-3,\"sample_count\":1"),
+	DRIFT("\"drift_score\":.5,\"sample_count\":1"),
+	DRIFT("\"drift_score\":0.,\"sample_count\":1"),
+	DRIFT("\"drift_score\":00.5,\"sample_count\":1"),
+	DRIFT("\"drift_score\":0.5,\"sample_count\":01"),
+	DRIFT("\"drift_score\":0.5,\"sample_count\":0"),
+	DRIFT("\"drift_score\":0.5,\"sample_count\":1.0"),
+	DRIFT("\"drift_score\":0.5,\"sample_count\":9007199254740992"),
+	DRIFT("\"drift_score\":0.5,\"sample_count\":1,\"timeout_ms\":0"),
+	DRIFT("\"drift_score\":0.5,\"sample_count\":1,\"details\":{}"),
+	DRIFT("\"drift_score\":0.5,\"sample_count\":1,\"count\":1"),
+	DRIFT("\"drift_score\":0.5,\"sample_count\":1,\"name\":\"b\""),
+	DRIFT("\"drift_score\":0.5,\"sample_count\":1,"),
+	DRIFT("\"drift_score\":0.5,\"sample_count\":1") "x",
+	DRIFT("\"drift_score\":0.5,\"sample_count\":1,\"n\\u0061me\":\"b\""),
+	"{\"method\":\"io.cbshm.ReportSchemaError\",\"parameters\":{\"name\":\"\",\"count\":1}}",
+	"{\"method\":\"io.cbshm.ReportSchemaError\",\"parameters\":{\"name\":\"\303\251\","
+	"\"count\":1}}",
+	"{\"method\":\"io.cbshm.ReportSchemaError\",\"parameters\":{\"name\":\"a\",\"count\":1},"
+	"\"more\":false}",
+	"{\"method\":\"io.cbshm.GetState\",\"parameters\":{\"name\":\"a\"}}",
+};
+
+static void test_report_texts(void)
+{
+	for (unsigned i = 0; i < COUNT(read_at_once); i++) {
+		if (same_report(read_at_once[i], strlen(read_at_once[i])) == REPORT_SAME)
+			continue;
+		CU_FAIL("not read, or otherwise");
+		tap_note("%s", read_at_once[i]);
+	}
+	for (unsigned i = 0; i < COUNT(left_to_others); i++) {
+		if (same_report(left_to_others[i], strlen(left_to_others[i])) == REPORT_LEFT)
+			continue;
+		CU_FAIL("read all the same");
+		tap_note("%s", left_to_others[i]);
+	}
+}
+
+static uint32_t chance(uint64_t *state, uint32_t below)
+{
+	*state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+	return (uint32_t)((*state >> 33) % below);
+}
+
+/* Puts one of the pieces that such texts are made of in the place of a few bytes. */
+static void spoil(char *text, size_t room, uint64_t *state)
+{
+	static const char *const pieces[] = {"",
+					     "\"",
+					     "{",
+					     "}",
+					     ",",
+					     ":",
+					     " ",
+					     "\\",
+					     "0",
+					     "1",
+					     "9",
+					     ".",
+					     "e5",
+					     "-",
+					     "true",
+					     "null",
+					     "\303\251",
+					     "\177",
+					     "\t",
+					     "\"count\":1,",
+					     "\"name\":\"n\",",
+					     "15"};
+	const size_t length = strlen(text), at = chance(state, (uint32_t)length + 1);
+	const char *piece = pieces[chance(state, COUNT(pieces))];
+	size_t gone = chance(state, 3);
+	char rest[1024];
+
+	if (gone > length - at)
+		gone = length - at;
+	snprintf(rest, sizeof(rest), "%s", text + at + gone);
+	snprintf(text + at, room - at, "%s%s", piece, rest);
+}
+
+/* Whatever becomes of a report: nothing is read here that the others refuse, or read in another way. */
+static void test_report_mutations(void)
+{
+	unsigned outcomes[3] = {0};
+	uint64_t state = 1;
+	char text[1024];
+
+	for (unsigned i = 0; i < 100000; i++) {
+		snprintf(text, sizeof(text), "%s", read_at_once[i % COUNT(read_at_once)]);
+		for (uint32_t n = chance(&state, 3) + 1; n > 0; n--)
+			spoil(text, sizeof(text), &state);
+		outcomes[same_report(text, strlen(text))]++;
+	}
+	tap_note("%u read alike, %u left", outcomes[REPORT_SAME], outcomes[REPORT_LEFT]);
+	CU_ASSERT_EQUAL(outcomes[REPORT_DIFFERS], 0);
+	CU_ASSERT_TRUE(outcomes[REPORT_SAME] > 1000);
+}
+
 /* ---- how sessions end ------------------------------------------------------------------- */
 
 static void test_half_close(void)
@@ -2343,6 +2469,8 @@ int main(void)
 		{"message size", test_size},
 		{"wrong arguments name their field", test_wrong_arguments},
 		{"reports", test_reports},
+		{"reports without a tree", test_report_texts},
+		{"reports without a tree: mutations", test_report_mutations},
 		{"decisions", test_decisions},
 		{"reads and policy", test_reads_and_policy},
 		{"size of details", test_details_size},
