@@ -171,22 +171,45 @@ def storm(scratch, args):
         postgres.psql("INSERT INTO cbshm.breaker (name) SELECT 'storm/' || to_char(n, 'FM00000') "
                       "FROM generate_series(1, 10000) n")
         agent = Agent(postgres, config={"segment": {"capacity": "16384"}})
+        at_once = _at_once(postgres, agent)
         last = Watcher(agent, "storm/10000")
-        at_once = []
-        for _ in range(3):
-            before = last.version()
-            postgres.psql("UPDATE cbshm.breaker SET disabled = NOT disabled")
-            committed = time.monotonic()
-            while last.version() == before:
-                time.sleep(0.0005)
-            at_once.append((time.monotonic() - committed) * 1000)
-            wait_for(lambda: _same(postgres, agent), 10, "the mirror of all changes")
         stream = _stream(postgres, last, args.seconds)
         wait_for(lambda: _same(postgres, agent), 10, "the mirror of all changes")
         away = _away(postgres, agent)
         last.close()
         agent.close()
-    return {"at_once_ms": {"median": statistics.median(at_once), "max": max(at_once)}, "stream": stream, "away": away}
+    return {"at_once": at_once, "stream": stream, "away": away}
+
+
+def _cpu(pid):
+    """Seconds of a processor that it has had."""
+    with open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
+        return int(file.read().split()[0]) / 1e9
+
+
+def _at_once(postgres, agent):
+    """10^4 changes in one transaction: when the last one is in the segment, and when a bare listener has read it."""
+    bare = subprocess.Popen([program("tests/bench/listeners"), postgres.conninfo(AGENT_USER), "1", "10000"], text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    bare.stdout.readline()
+    session = postgres.session()
+    found = {"agent_ms": [], "bare_ms": [], "agent_cpu_us": [], "bare_cpu_us": []}
+    for _ in range(5):
+        # The server goes through the table from its beginning to its end.
+        last = Watcher(agent, postgres.value("SELECT name FROM cbshm.breaker ORDER BY ctid DESC LIMIT 1"))
+        before, had = last.version(), (_cpu(agent.pid), _cpu(bare.pid))
+        session.execute("UPDATE cbshm.breaker SET disabled = NOT disabled", timeout=60)
+        committed = time.monotonic()
+        while last.version() == before:
+            time.sleep(0.0005)
+        found["agent_ms"].append((time.monotonic() - committed) * 1000)
+        found["bare_ms"].append((int(bare.stdout.readline()) / 1e9 - committed) * 1000)
+        found["agent_cpu_us"].append((_cpu(agent.pid) - had[0]) * 100)
+        found["bare_cpu_us"].append((_cpu(bare.pid) - had[1]) * 100)
+        last.close()
+        wait_for(lambda: _same(postgres, agent), 10, "the mirror of all changes")
+    bare.communicate()
+    return {key: {"median": statistics.median(each), "max": max(each)} for key, each in found.items()}
 
 
 def _stream(postgres, watcher, seconds):
@@ -226,8 +249,11 @@ def _away(postgres, agent):
 
 def show_storm(runs):
     run = runs[-1]
-    print(f"\n10^4 changes in one transaction: the last one is in the segment {run['at_once_ms']['median']:.0f} ms after the "
-          f"commit (at most {run['at_once_ms']['max']:.0f})")
+    once = run["at_once"]
+    print(f"\n10^4 changes in one transaction: the last one is in the segment {once['agent_ms']['median']:.0f} ms after the "
+          f"commit (at most {once['agent_ms']['max']:.0f}); a bare listener has read it after {once['bare_ms']['median']:.0f} ms "
+          f"(at most {once['bare_ms']['max']:.0f}); us of CPU for each: agent {once['agent_cpu_us']['median']:.1f}, listener "
+          f"{once['bare_cpu_us']['median']:.1f}")
     stream = run["stream"]
     print(f"{stream['changes_per_second']:.0f} changes/s: lag p50 {stream['p50_ms']:.1f} ms, p99 {stream['p99_ms']:.1f} ms, "
           f"max {stream['max_ms']:.1f} ms of {stream['samples']}; nothing lost")

@@ -3,10 +3,10 @@
  *
  * SPDX-License-Identifier: ISC
  *
- *	listeners CONNINFO COUNT
+ *	listeners CONNINFO COUNT [EVERY]
  *
- * What a fleet of agents is to the server. Prints a line when all of them listen, and ends with its standard input; then it
- * says how many notifications it was sent.
+ * What a fleet of agents is to the server. Prints a line when all of them listen, another one each time EVERY notifications have
+ * been read (nanoseconds of CLOCK_MONOTONIC), and ends with its standard input; then it says how many it was sent.
  */
 #include "config.h"
 
@@ -14,6 +14,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 static PGconn *listener(const char *conninfo)
 {
@@ -41,15 +42,25 @@ static long drain(PGconn *connection)
 	return count;
 }
 
+static void tell_time(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	printf("%lld\n", (long long)now.tv_sec * 1000000000 + now.tv_nsec);
+	fflush(stdout);
+}
+
 int main(int argc, char **argv)
 {
-	const int count = argc == 3 ? atoi(argv[2]) : 0;
+	const int count = argc >= 3 ? atoi(argv[2]) : 0;
+	const long every = argc == 4 ? atol(argv[3]) : 0;
 	struct pollfd *ready = calloc((size_t)count + 1, sizeof(*ready));
 	PGconn **connections = calloc((size_t)count + 1, sizeof(*connections));
-	long heard = 0;
+	long heard = 0, told = 0;
 
-	if (argc != 3) {
-		fprintf(stderr, "usage: listeners CONNINFO COUNT\n");
+	if (argc < 3 || argc > 4) {
+		fprintf(stderr, "usage: listeners CONNINFO COUNT [EVERY]\n");
 		return 2;
 	}
 	for (int i = 0; i < count; i++) {
@@ -65,6 +76,8 @@ int main(int argc, char **argv)
 		for (int i = 0; i < count; i++)
 			if (ready[i].revents != 0)
 				heard += drain(connections[i]);
+		for (; every > 0 && heard - told >= every; told += every)
+			tell_time();
 	}
 	printf("%ld\n", heard);
 	for (int i = 0; i < count; i++)

@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 import unittest
 
 from support import tap
@@ -281,13 +282,73 @@ class Limits(SocketCase):
         self.assertIsNone(refused.receive_raw())
         for client in clients[:10]:
             client.close()
+        wait_for(self.served, what="room after some have gone")
 
-        def served():
+
+    def test_ten_thousand(self):
+        """
+        Most of them are turned away with a reason, some send half a message, or ask and never read: who is served already
+        does not notice.
+        """
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and hard < 10200:
+            self.skipTest(f"this process may open only {hard} files")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 10200), hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        writer = self.client()
+        before = self.files()
+        crowd, slowest = [], 0
+        for number in range(10000):
+            crowd.append(self.client())
             try:
-                return self.agent.call("org.varlink.service.GetInfo")
-            except (VarlinkError, OSError, EOFError):
-                return None
-        wait_for(served, what="room after some have gone")
+                if number % 3 == 0:
+                    crowd[-1].send_raw(b'{"method":"io.cbshm.Li')
+                elif number % 3 == 1:
+                    crowd[-1].send("List")
+            except OSError:
+                pass  # turned away already
+            if number % 500 == 0:
+                started = time.monotonic()
+                self.assertTrue(writer.call("ReportDrift", name="crowd", drift_score=0.0, sample_count=1) is not None)
+                slowest = max(slowest, time.monotonic() - started)
+        refused = sum(self.is_refused(client) for client in crowd)
+        tap.note(f"{refused} of {len(crowd)} were turned away; the slowest report beside them took {slowest * 1000:.0f} ms")
+        self.assertEqual(refused, 10000 - 1023)
+        for client in crowd:
+            client.close()
+        wait_for(lambda: self.files() <= before, what="every file of theirs closed")
+        self.assertIsNone(writer.call("ReportDrift", name="crowd", drift_score=0.0, sample_count=1)["incident"])
+
+    def files(self):
+        return len(os.listdir(f"/proc/{self.agent.pid}/fd"))
+
+    @staticmethod
+    def is_refused(client):
+        client.socket.setblocking(False)
+        try:
+            return b"LimitExceeded" in client.socket.recv(4096)
+        except BlockingIOError:
+            return False
+
+    def test_no_file_left(self):
+        """Whoever finds no descriptor free is told so, and who is served goes on."""
+        writer = self.client()
+        own = self.files()
+        before = resource.prlimit(self.agent.pid, resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.prlimit, self.agent.pid, resource.RLIMIT_NOFILE, before)
+        resource.prlimit(self.agent.pid, resource.RLIMIT_NOFILE, (own + 10, before[1]))
+        crowd = [self.client() for _ in range(40)]
+        self.assertIsNone(writer.call("ReportDrift", name="files", drift_score=0.0, sample_count=1)["incident"])
+        wait_for(lambda: any(self.is_refused(client) for client in crowd), what="one that is told")
+        for client in crowd:
+            client.close()
+        wait_for(lambda: self.served() is not None, what="room after they have gone")
+
+    def served(self):
+        try:
+            return self.agent.call("org.varlink.service.GetInfo")
+        except (VarlinkError, OSError, EOFError):
+            return None
 
 
 class OtherUsers(SocketCase):
