@@ -295,8 +295,7 @@ class Limits(SocketCase):
             self.skipTest(f"this process may open only {hard} files")
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 10200), hard))
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        writer = self.client()
-        before = self.files()
+        writer, before = self.alone()
         crowd, slowest = [], 0
         for number in range(10000):
             crowd.append(self.client())
@@ -319,6 +318,13 @@ class Limits(SocketCase):
         wait_for(lambda: self.files() <= before, what="every file of theirs closed")
         self.assertIsNone(writer.call("ReportDrift", name="crowd", drift_score=0.0, sample_count=1)["incident"])
 
+    def alone(self):
+        """A client that is served, when all others have gone, and how many files the agent has open then."""
+        client = self.client()
+        client.call("Enable", name="crowd")
+        wait_for(lambda: self.files() < 40, what="the end of other tests' clients")
+        return client, self.files()
+
     def files(self):
         return len(os.listdir(f"/proc/{self.agent.pid}/fd"))
 
@@ -332,8 +338,7 @@ class Limits(SocketCase):
 
     def test_no_file_left(self):
         """Whoever finds no descriptor free is told so, and who is served goes on."""
-        writer = self.client()
-        own = self.files()
+        writer, own = self.alone()
         before = resource.prlimit(self.agent.pid, resource.RLIMIT_NOFILE)
         self.addCleanup(resource.prlimit, self.agent.pid, resource.RLIMIT_NOFILE, before)
         resource.prlimit(self.agent.pid, resource.RLIMIT_NOFILE, (own + 10, before[1]))
