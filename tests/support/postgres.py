@@ -178,13 +178,13 @@ class Postgres:
         """What pg_basebackup does, which takes no server that is newer than itself."""
         start, stop = (("pg_backup_start('copy', true)", "pg_backup_stop(false)") if primary.version >= 15 else
                        ("pg_start_backup('copy', true, false)", "pg_stop_backup(false, false)"))
-        session.execute(f"SELECT {start}")
+        session.execute(f"SELECT {start}", timeout=60)
         self._run("mkdir", "--mode=700", self.data)
         self._run("sh", "-c", "tar -C \"$1\" -c --exclude='./pg_wal/*' --exclude='./pg_replslot/*' "
                   "--exclude='./postmaster.*' --exclude='./pg_dynshmem/*' . | tar -C \"$2\" -x", "sh", primary.data, self.data)
         self._run("touch", os.path.join(self.data, "backup_label"), os.path.join(self.data, "standby.signal"))
         with open(os.path.join(self.data, "backup_label"), "w", encoding="utf-8") as file:
-            file.write(session.execute(f"SELECT labelfile FROM {stop}") + "\n")
+            file.write(session.execute(f"SELECT labelfile FROM {stop}", timeout=60) + "\n")
 
     def wait_for_standby(self, timeout=30):
         """From now on a commit waits for a standby; returns when one has everything."""
