@@ -892,6 +892,32 @@ static void test_handout_in_order(void)
 	close_session_with_segment();
 }
 
+/* What the session has sent to its client, as it were, and the client not received. */
+static size_t filled;
+
+static void fill_socket(void)
+{
+	static const char bytes[4096];
+	ssize_t sent;
+
+	for (filled = 0; (sent = send(fx.server, bytes, sizeof(bytes), MSG_DONTWAIT)) > 0;)
+		filled += (size_t)sent;
+}
+
+static void drain_socket(void)
+{
+	static char bytes[4096];
+
+	while (filled > 0) {
+		int fd;
+		ssize_t got =
+			receive_part(bytes, filled < sizeof(bytes) ? filled : sizeof(bytes), &fd);
+
+		CU_ASSERT_TRUE_FATAL(got > 0 && fd < 0);
+		filled -= (size_t)got;
+	}
+}
+
 /* A subscription takes the connection over when the descriptor is out, not before. */
 static void test_handout_before_subscription(void)
 {
@@ -906,35 +932,38 @@ static void test_handout_before_subscription(void)
 	expect_in_order(12, 11);
 	CU_ASSERT_PTR_NOT_NULL(fx.segment.changed);
 	close_session_with_segment();
+
+	/* And with nothing else under way: only the socket is full. */
+	open_session_with_segment(ACCESS_REPORT, 0644, 0);
+	fill_socket();
+	send_text(GET_SEGMENT);
+	send_text(SUBSCRIBE "}");
+	pump();
+	CU_ASSERT_PTR_NULL(fx.segment.changed);
+	drain_socket();
+	expect_segment();
+	CU_ASSERT_TRUE(told(receive(), 0, 0, true));
+	CU_ASSERT_PTR_NOT_NULL(fx.segment.changed);
+	close_session_with_segment();
 }
 
 /* All replies are out, but the socket is full: as soon as it takes something, or the peer is dropped. */
 static void test_handout_full_socket(void)
 {
-	static char bytes[65536];
-	ssize_t filled = 0, sent, got;
 	int64_t end;
-	int fd;
 
 	open_session_with_segment(ACCESS_ANYBODY, 0644, 300);
-	while ((sent = send(fx.server, bytes, 4096, MSG_DONTWAIT)) > 0)
-		filled += sent;
+	fill_socket();
 	send_text(GET_SEGMENT);
 	send_text(GET_SEGMENT);
 	pump();
 	CU_ASSERT_EQUAL(fx.counters.replies[METHOD_GET_SEGMENT][REPLY_OK], 0);
-	while (filled > 0) {
-		got = receive_part(bytes, (size_t)filled < sizeof(bytes) ? (size_t)filled : 4096,
-				   &fd);
-		CU_ASSERT_TRUE_FATAL(got > 0 && fd < 0);
-		filled -= got;
-	}
+	drain_socket();
 	expect_segment();
 	CU_ASSERT_EQUAL(fx.counters.dropped, 0);
 	cJSON_Delete(receive());
 
-	while (send(fx.server, bytes, 4096, MSG_DONTWAIT) > 0)
-		;
+	fill_socket();
 	send_text(GET_SEGMENT);
 	for (end = now_ms() + WAIT_MS; fx.session != NULL && now_ms() < end; usleep(1000))
 		pump();
