@@ -25,6 +25,9 @@ _Static_assert(CBSHM_NAME_MAX + 1 == CBSHM_NAME_ROOM, "cbshm_state.name");
 #define FOREACH_TRIES 256
 #define STATE_TRIES   4
 
+#define NAME_STEP 32
+_Static_assert(CBSHM_NAME_MAX % NAME_STEP == 0, "put_name()");
+
 enum record_read { RECORD_READ, RECORD_BUSY, RECORD_GONE };
 
 /* Ends a text that read_detail() has put there. */
@@ -188,11 +191,21 @@ static int get_state_fully(struct handle *handle, struct cbshm_state *state)
 	return CBSHM_ERR_BUSY;
 }
 
+/* As much as there is, in steps that the field has a whole number of. */
+static void put_name(struct cbshm_state *state, const struct handle *handle)
+{
+	size_t length = handle->key.length;
+
+	for (size_t i = 0; i < length; i += NAME_STEP)
+		memcpy(&state->name[i], &handle->name[i], NAME_STEP);
+	state->name[length] = '\0';
+}
+
 int cbshm_get_state(const struct cbshm_breaker *breaker, struct cbshm_state *state)
 {
 	if (!breaker || !state)
 		return CBSHM_ERR_INVALID;
-	memcpy(state->name, handle_of(breaker)->name, sizeof(state->name));
+	put_name(state, handle_of(breaker));
 	if (get_state_in_place(breaker, state))
 		return 0;
 	int saved = errno;

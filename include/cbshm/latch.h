@@ -223,12 +223,13 @@ struct latch_parts {
 };
 
 /* The words before the texts, which say how long those are. */
-#define CBSHM_LATCH_NUMBERS (offsetof(struct cbshm_detail, disabled_by) / sizeof(uint64_t))
-#define CBSHM_LATCH_REASON  (offsetof(struct cbshm_detail, disabled_reason) / sizeof(uint64_t))
-#define CBSHM_LATCH_STEP    (3 * sizeof(uint64_t))
+#define CBSHM_LATCH_NUMBERS     (offsetof(struct cbshm_detail, disabled_by) / sizeof(uint64_t))
+#define CBSHM_LATCH_REASON      (offsetof(struct cbshm_detail, disabled_reason) / sizeof(uint64_t))
+#define CBSHM_LATCH_ACTOR_STEP  (3 * sizeof(uint64_t))
+#define CBSHM_LATCH_REASON_STEP (6 * sizeof(uint64_t))
 
-_Static_assert(CBSHM_DETAIL_ACTOR_BYTES % CBSHM_LATCH_STEP == 0 &&
-		       CBSHM_DETAIL_REASON_BYTES % CBSHM_LATCH_STEP == 0,
+_Static_assert(CBSHM_DETAIL_ACTOR_BYTES % CBSHM_LATCH_ACTOR_STEP == 0 &&
+		       CBSHM_DETAIL_REASON_BYTES % CBSHM_LATCH_REASON_STEP == 0,
 	       "payload_read_text()");
 
 static inline void payload_read_bytes(char *to, const uint64_t *from)
@@ -240,17 +241,19 @@ static inline void payload_read_bytes(char *to, const uint64_t *from)
 
 /*
  * However wrong the length is: until R5 has been passed it may be of another version than the text.
- * Three words at once, of which both texts have a whole number: a loop of few rounds is one whose
+ * Several words at once, of which the field has a whole number: a loop of few rounds is one whose
  * end a processor foresees.
  */
-static inline void payload_read_text(char *to, const uint64_t *from, size_t length, size_t room)
+static inline __attribute__((always_inline)) void payload_read_text(char *to, const uint64_t *from,
+								    size_t length, size_t room,
+								    size_t step)
 {
 	if (length > room)
 		length = room;
-	for (size_t i = 0; i < length; i += CBSHM_LATCH_STEP, from += 3) {
-		payload_read_bytes(&to[i], &from[0]);
-		payload_read_bytes(&to[i + 8], &from[1]);
-		payload_read_bytes(&to[i + 16], &from[2]);
+	for (size_t i = 0; i < length; i += step, from += step / sizeof(*from)) {
+#pragma GCC unroll 8
+		for (size_t at = 0; at < step; at += sizeof(*from))
+			payload_read_bytes(&to[i + at], &from[at / sizeof(*from)]);
 	}
 }
 
@@ -264,9 +267,9 @@ static inline void payload_read_parts(const struct latch_parts *parts, const uin
 	memcpy(lengths, (const char *)parts->words + offsetof(struct cbshm_detail, actor_length),
 	       sizeof(lengths));
 	payload_read_text(parts->actor, &copy[CBSHM_LATCH_NUMBERS], lengths[0],
-			  CBSHM_DETAIL_ACTOR_BYTES);
+			  CBSHM_DETAIL_ACTOR_BYTES, CBSHM_LATCH_ACTOR_STEP);
 	payload_read_text(parts->reason, &copy[CBSHM_LATCH_REASON], lengths[1],
-			  CBSHM_DETAIL_REASON_BYTES);
+			  CBSHM_DETAIL_REASON_BYTES, CBSHM_LATCH_REASON_STEP);
 }
 
 /* R3 to R5 on one copy. */
