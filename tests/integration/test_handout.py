@@ -297,6 +297,7 @@ class Container(unittest.TestCase):
         self.disable(agent, "many-2000", "grown")
         wait_for(lambda: probe.disabled("many-2000"), what="a breaker beyond the first chunk")
         for capacity in ("4000", "5000"):
+            self.assertFalse(probe.disabled(f"new-{capacity}"))  # the handle is there before
             agent.config["segment"]["capacity"] = capacity
             agent.write_config()
             agent.restart()
