@@ -182,7 +182,7 @@ static void print(const char *name, const int64_t (*times)[4], int column, int f
 
 int main(int argc, char **argv)
 {
-	struct cbshm_breaker *breaker;
+	struct cbshm_breaker *breaker = NULL;
 	pthread_t threads[3];
 	PGconn *connection;
 	int count, warmup;
