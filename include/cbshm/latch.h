@@ -65,7 +65,8 @@
  * the lock is a full barrier.
  *
  * tests/model has the latch for spin(1), with kills, on orderly and on reordering memory: leaving
- * out any step, W1 to W6 or R1 to R6, is found. tests/torture/test_aarch64.py looks for the
+ * out any step, W1 to W6 or R1 to R6, is found; and, on the same memory, slots that pass from one breaker to another and
+ * the index. tests/torture/test_aarch64.py looks for the
  * barriers in machine code.
  */
 #ifndef CBSHM_LATCH_H
