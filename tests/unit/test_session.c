@@ -1633,6 +1633,10 @@ static void test_list_state(void)
 #define DRIFT(parameters) \
 	"{\"method\":\"io.cbshm.ReportDrift\",\"parameters\":{\"name\":\"a/b c\"," parameters "}}"
 
+#define SPACED                                                                               \
+	" {\t\"oneway\" : true ,\n\"parameters\" : { \"name\" : \"x\" , \"count\" : 12 } , " \
+	"\"method\" : \"io.cbshm.ReportSchemaError\" }\r\n"
+
 static const char *const read_at_once[] = {
 	DRIFT("\"drift_score\":0.25,\"sample_count\":500"),
 	DRIFT("\"drift_score\":1,\"sample_count\":1,\"timeout_ms\":3600000"),
@@ -1640,8 +1644,7 @@ static const char *const read_at_once[] = {
 	DRIFT("\"drift_score\":0.1234567890123456789012345678,\"sample_count\":7"),
 	DRIFT("\"drift_score\":0.000000000000001,\"sample_count\":7"),
 	"{\"parameters\":{\"count\":0,\"name\":\"x\"},\"method\":\"io.cbshm.ReportSchemaError\"}",
-	" {\t\"oneway\" : true ,\n\"parameters\" : { \"name\" : \"x\" , \"count\" : 12 } , "
-	"\"method\" : \"io.cbshm.ReportSchemaError\" }\r\n",
+	SPACED,
 };
 
 /* Right or wrong, but not read here. */
