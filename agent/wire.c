@@ -200,7 +200,7 @@ void wire_wait(struct wire *wire)
 {
 	struct text *output = &wire->output;
 
-	if (wire->sent >= output->length / 2) {
+	if (wire->sent > 0 && wire->sent >= output->length / 2) {
 		output->length -= wire->sent;
 		memmove(output->data, output->data + wire->sent, output->length);
 		wire->sent = 0;
