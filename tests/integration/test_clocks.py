@@ -11,7 +11,7 @@ import time
 import unittest
 
 from support import tap
-from support.agent import Agent, program
+from support.agent import Agent, program, wait_for
 from support.postgres import Postgres
 from support.probe import Probe
 from support.scratch import Scratch
@@ -118,6 +118,27 @@ class Clocks(unittest.TestCase):
 
     def test_host_stepped_back(self):
         self.host_stepped_by(-3 * 3600)
+
+    def test_a_snapshot_from_the_future(self):
+        """The wall clock stands before the moment at which the snapshot was made: no time has passed since, as none is known."""
+        self.agent.config["segment"]["snapshot"] = os.path.join(self.agent.directory, "snapshot")
+        self.agent.write_config()
+        self.agent.restart()
+        self.disable("clocks/snapshot", 3)
+        self.disable("clocks/snapshot/later", 7200)
+        self.agent.stop()
+        self.postgres.stop()
+        self.addCleanup(self.agent.wait_ready)
+        self.addCleanup(self.postgres.start)
+        for suffix in ("", ".lock"):
+            os.unlink("/dev/shm" + self.agent.segment + suffix)
+        self.host_clock.set(-3 * 3600)
+        self.agent.start(ready=False)
+        wait_for(lambda: "event=snapshot_restored" in self.agent.log(), what="a segment from the snapshot")
+        with Probe(self.agent) as probe:
+            self.assertTrue(probe.disabled("clocks/snapshot/later"))
+            wait_for(lambda: not probe.disabled("clocks/snapshot"), what="the end of a TTL of seconds")
+            self.assertTrue(probe.disabled("clocks/snapshot/later"))
 
     def test_the_clock_is_really_stepped(self):
         self.host_clock.set(7200)

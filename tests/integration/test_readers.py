@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: ISC
 """Readers of a real agent: waiting for changes, and what they answer when the news stop."""
+import itertools
+import subprocess
+import threading
+import time
 import unittest
+from random import Random
 
 from support import tap
-from support.agent import Agent, wait_for
+from support.agent import Agent, program, wait_for
 from support.postgres import Postgres
 from support.probe import Probe
 
 SEGMENT, STALE = "0", "3"  # enum cbshm_basis
+ROUNDS = 20
 
 
 class Readers(unittest.TestCase):
@@ -89,6 +95,58 @@ class Readers(unittest.TestCase):
         self.agent.sigcont()
         self.assert_fresh(engines)
         self.assertEqual(self.probe.fields("health")["hung"], "0")
+
+    def busy(self):
+        """The record that a writer is changing, which must be one that it has made."""
+        state = self.probe.fields("state busy")
+        if state["row"] == "1":
+            self.assertEqual(state["reason"], f"reason_{state['by']}")
+        return state
+
+    def test_agent_stopped_under_writers(self):
+        """Stopped at any moment: what is read is whole and stays, nobody takes over, and it goes on where it was."""
+        self.agent.cbctl("disable", "busy", "--reason", "reason_0", "--by", "0", check=0)
+        answered = 0
+        stop = threading.Event()
+
+        def write():
+            nonlocal answered
+            with self.agent.connect() as client:
+                for i in itertools.count(1):
+                    if stop.is_set():
+                        break
+                    client.call("io.cbshm.Disable", name="busy", reason=f"reason_{i}", by=str(i))
+                    client.call("io.cbshm.Enable", name="busy")
+                    answered += 1
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        self.addCleanup(writer.join)
+        self.addCleanup(stop.set)
+        random = Random(1)
+        for _ in range(ROUNDS):
+            before, version = answered, int(self.busy()["version"])
+            time.sleep(random.uniform(0, 0.02))
+            self.agent.sigstop()
+            time.sleep(0.01)  # until it has really stopped
+            stopped = self.busy()
+            self.assertGreaterEqual(int(stopped["version"]), version)
+            for _ in range(100):
+                self.assertEqual(self.busy(), stopped)
+            self.assertEqual(self.probe.fields("health")["agent"], "1")
+            self.agent.sigcont()
+            wait_for(lambda: answered > before + 1, what="writes that go on")
+            self.assertGreaterEqual(int(self.busy()["version"]), int(stopped["version"]))
+        self.agent.sigstop()
+        epoch = self.agent.header()
+        second = self.agent.popen([program("agent/cbagent"), "--config", self.agent.config_path], stderr=subprocess.PIPE)
+        said = second.communicate(timeout=20)[1]
+        self.assertNotEqual(second.returncode, 0)
+        self.assertRegex(said, "another cbagent is running|is running already|in use")
+        self.assertEqual(self.agent.header(), epoch)
+        self.agent.sigcont()
+        last = answered
+        wait_for(lambda: answered > last, what="writes that go on")
 
     def test_database_away(self):
         engines = self.engine()

@@ -138,6 +138,30 @@ class Snapshot(unittest.TestCase):
             self.assertFalse(probe.disabled("killed"))
         self.assertRegex(self.agent.log(), "event=snapshot_ignored .*another database")
 
+    def test_another_database_comes(self):
+        """What was restored could not be compared then; it is when there is a database again, and another one it is."""
+        other = Postgres(self.postgres.scratch, name="another").migrate()
+        other.stop()
+        self.decide()
+        self.agent.stop()
+        self.postgres.stop("immediate")
+        self.remove_segment()
+        self.agent.start(ready=False)
+        wait_for(lambda: "event=snapshot_restored" in self.agent.log(), what="a segment from the snapshot")
+        os.rename(self.postgres.data, self.postgres.data + ".first")
+        os.rename(other.data, self.postgres.data)
+        self.addCleanup(self.change_back)
+        self.postgres.start()
+        wait_for(lambda: "event=snapshot_of_another_database" in self.agent.log(), what="the comparison")
+        with Probe(self.agent) as probe:
+            wait_for(lambda: not probe.disabled("killed"), what="the other database's breakers")
+
+    def change_back(self):
+        self.postgres.stop("immediate")
+        os.rename(self.postgres.data, self.postgres.data + ".second")
+        os.rename(self.postgres.data + ".first", self.postgres.data)
+        self.postgres.start()
+
     def test_no_place_for_it(self):
         """It is said once, and everything else goes on."""
         directory = os.path.dirname(self.path)

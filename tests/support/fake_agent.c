@@ -216,3 +216,15 @@ int server_peer(void)
 	}
 	return -1;
 }
+
+int server_run_tests(const char *suite, const CU_TestInfo *tests)
+{
+	if (!server_set_up())
+		return 1;
+	CU_initialize_registry();
+	tap_add_suite(suite, tests);
+	const int status = tap_run_cunit();
+
+	server_tear_down();
+	return status;
+}

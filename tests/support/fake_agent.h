@@ -9,6 +9,7 @@
 #ifndef TESTS_SUPPORT_FAKE_AGENT_H
 #define TESTS_SUPPORT_FAKE_AGENT_H
 
+#include <CUnit/CUnit.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -59,6 +60,8 @@ extern struct server server;
 /* The directory and path of the socket and the segment's name, before anything else; and their removal. false: no directory. */
 bool server_set_up(void);
 void server_tear_down(void);
+/* All between the two: the suite's tests. What main() returns. */
+int server_run_tests(const char *suite, const CU_TestInfo *tests);
 
 /* Listens, and does what the script says until server_end(). The script must stay. */
 void server_begin(const struct step *script, int steps);

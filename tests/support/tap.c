@@ -55,6 +55,14 @@ static void suite_cleanup_failed(const CU_pSuite suite)
 	failures++;
 }
 
+void tap_add_suite(const char *name, const CU_TestInfo *tests)
+{
+	CU_pSuite suite = CU_add_suite(name, NULL, NULL);
+
+	for (; tests->pName != NULL; tests++)
+		CU_add_test(suite, tests->pName, tests->pTestFunc);
+}
+
 int tap_run_cunit(void)
 {
 	CU_pTestRegistry registry = CU_get_registry();

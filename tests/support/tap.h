@@ -8,6 +8,9 @@
 
 #include <CUnit/CUnit.h>
 
+/* Adds a suite of the tests up to CU_TEST_INFO_NULL to the initialised CUnit registry. */
+void tap_add_suite(const char *name, const CU_TestInfo *tests);
+
 /*
  * Runs all suites of the initialised CUnit registry, prints TAP on stdout, and cleans the registry up.
  * Returns the exit status of the test program: 0, or 1 if anything failed.

@@ -1179,16 +1179,5 @@ static const CU_TestInfo tests[] = {
 
 int main(void)
 {
-	CU_pSuite suite;
-
-	if (!server_set_up())
-		return 1;
-	CU_initialize_registry();
-	suite = CU_add_suite("client", NULL, NULL);
-	for (const CU_TestInfo *test = tests; test->pName != NULL; test++)
-		CU_add_test(suite, test->pName, test->pTestFunc);
-	const int status = tap_run_cunit();
-
-	server_tear_down();
-	return status;
+	return server_run_tests("client", tests);
 }

@@ -2464,95 +2464,91 @@ static void test_log_value(void)
 	}
 }
 
-static void add_tests(CU_pSuite suite, const CU_TestInfo *tests)
-{
-	for (; tests->pName != NULL; tests++)
-		CU_add_test(suite, tests->pName, tests->pTestFunc);
-}
+static const CU_TestInfo session_tests[] = {
+	{"introspection", test_introspection},
+	{"replies keep the order of calls", test_order},
+	{"calls do not overtake", test_no_overtaking},
+	{"1024 calls under way, the next wait", test_pipeline_limit},
+	{"oneway calls get no reply", test_oneway},
+	{"more and upgrade are refused", test_more_and_upgrade},
+	{"a message byte by byte", test_byte_by_byte},
+	{"Subscribe: flags and arguments", test_subscribe_flags},
+	{"Subscribe: to all", test_subscribe_all},
+	{"Subscribe: to names", test_subscribe_names},
+	{"Subscribe: to nothing yet", test_subscribe_empty},
+	{"Subscribe: order", test_subscribe_order},
+	{"Subscribe: a slow reader", test_subscribe_slowly},
+	{"Subscribe: too slow for what is gone", test_subscribe_behind},
+	{"Subscribe: stop", test_subscribe_stop},
+	{"GetSegment", test_handout},
+	{"GetSegment: refused", test_handout_refused},
+	{"GetSegment: not received", test_handout_unreceived},
+	{"GetSegment: no file descriptor left", test_handout_no_files},
+	{"GetSegment: order", test_handout_in_order},
+	{"GetSegment: before Subscribe", test_handout_before_subscription},
+	{"GetSegment: a full socket", test_handout_full_socket},
+	{"malformed messages", test_malformed},
+	{"a malformed message after good ones", test_malformed_in_order},
+	{"nesting", test_nesting},
+	{"message size", test_size},
+	{"wrong arguments name their field", test_wrong_arguments},
+	{"reports", test_reports},
+	{"reports without a tree", test_report_texts},
+	{"reports without a tree: mutations", test_report_mutations},
+	{"decisions", test_decisions},
+	{"reads and policy", test_reads_and_policy},
+	{"size of details", test_details_size},
+	{"access by method", test_access},
+	{"answers that are errors", test_answers},
+	{"replies", test_replies},
+	{"incidents that do not fit", test_incidents_too_long},
+	{"List: pages", test_list_pages},
+	{"List: size of a page", test_list_size},
+	{"List: a state", test_list_state},
+	{"half-closed", test_half_close},
+	{"end within a message", test_end_within_message},
+	{"client gone", test_client_gone},
+	{"requests outlive a session", test_orphans},
+	{"last words", test_last_words},
+	{"a peer that does not read", test_stall},
+	{"much output for one that does", test_much_output},
+	{"too much output", test_too_much_output},
+	{"stop", test_stop},
+	CU_TEST_INFO_NULL,
+};
+
+static const CU_TestInfo listener_tests[] = {
+	{"the socket's mode, whatever the umask", test_socket_name},
+	{"the socket's group", test_socket_group},
+	{"stale and live sockets", test_stale_and_live},
+	{"foreign files stay", test_foreign_file},
+	{"foreign owners", test_foreign_owner},
+	{"bad places", test_bad_places},
+	{"only our own name is removed", test_unlink_ours},
+	{"total limit", test_total_limit},
+	{"no file descriptor left", test_no_files},
+	{"stop answers what is under way", test_listener_stop},
+	{"stop without clients", test_listener_stop_idle},
+	{"groups of the peer", test_groups},
+	{"who may have the segment", test_segment_group},
+	{"too many descriptors under way", test_handout_limit},
+	{"the mode keeps others out", test_mode_keeps_out},
+	{"limit per user", test_per_uid_limit},
+	CU_TEST_INFO_NULL,
+};
+
+static const CU_TestInfo log_tests[] = {
+	{"values are quoted", test_log_value},
+	CU_TEST_INFO_NULL,
+};
 
 int main(void)
 {
-	static const CU_TestInfo session[] = {
-		{"introspection", test_introspection},
-		{"replies keep the order of calls", test_order},
-		{"calls do not overtake", test_no_overtaking},
-		{"1024 calls under way, the next wait", test_pipeline_limit},
-		{"oneway calls get no reply", test_oneway},
-		{"more and upgrade are refused", test_more_and_upgrade},
-		{"a message byte by byte", test_byte_by_byte},
-		{"Subscribe: flags and arguments", test_subscribe_flags},
-		{"Subscribe: to all", test_subscribe_all},
-		{"Subscribe: to names", test_subscribe_names},
-		{"Subscribe: to nothing yet", test_subscribe_empty},
-		{"Subscribe: order", test_subscribe_order},
-		{"Subscribe: a slow reader", test_subscribe_slowly},
-		{"Subscribe: too slow for what is gone", test_subscribe_behind},
-		{"Subscribe: stop", test_subscribe_stop},
-		{"GetSegment", test_handout},
-		{"GetSegment: refused", test_handout_refused},
-		{"GetSegment: not received", test_handout_unreceived},
-		{"GetSegment: no file descriptor left", test_handout_no_files},
-		{"GetSegment: order", test_handout_in_order},
-		{"GetSegment: before Subscribe", test_handout_before_subscription},
-		{"GetSegment: a full socket", test_handout_full_socket},
-		{"malformed messages", test_malformed},
-		{"a malformed message after good ones", test_malformed_in_order},
-		{"nesting", test_nesting},
-		{"message size", test_size},
-		{"wrong arguments name their field", test_wrong_arguments},
-		{"reports", test_reports},
-		{"reports without a tree", test_report_texts},
-		{"reports without a tree: mutations", test_report_mutations},
-		{"decisions", test_decisions},
-		{"reads and policy", test_reads_and_policy},
-		{"size of details", test_details_size},
-		{"access by method", test_access},
-		{"answers that are errors", test_answers},
-		{"replies", test_replies},
-		{"incidents that do not fit", test_incidents_too_long},
-		{"List: pages", test_list_pages},
-		{"List: size of a page", test_list_size},
-		{"List: a state", test_list_state},
-		{"half-closed", test_half_close},
-		{"end within a message", test_end_within_message},
-		{"client gone", test_client_gone},
-		{"requests outlive a session", test_orphans},
-		{"last words", test_last_words},
-		{"a peer that does not read", test_stall},
-		{"much output for one that does", test_much_output},
-		{"too much output", test_too_much_output},
-		{"stop", test_stop},
-		CU_TEST_INFO_NULL,
-	};
-	static const CU_TestInfo listener[] = {
-		{"the socket's mode, whatever the umask", test_socket_name},
-		{"the socket's group", test_socket_group},
-		{"stale and live sockets", test_stale_and_live},
-		{"foreign files stay", test_foreign_file},
-		{"foreign owners", test_foreign_owner},
-		{"bad places", test_bad_places},
-		{"only our own name is removed", test_unlink_ours},
-		{"total limit", test_total_limit},
-		{"no file descriptor left", test_no_files},
-		{"stop answers what is under way", test_listener_stop},
-		{"stop without clients", test_listener_stop_idle},
-		{"groups of the peer", test_groups},
-		{"who may have the segment", test_segment_group},
-		{"too many descriptors under way", test_handout_limit},
-		{"the mode keeps others out", test_mode_keeps_out},
-		{"limit per user", test_per_uid_limit},
-		CU_TEST_INFO_NULL,
-	};
-	static const CU_TestInfo log[] = {
-		{"values are quoted", test_log_value},
-		CU_TEST_INFO_NULL,
-	};
-
 	signal(SIGPIPE, SIG_IGN);
 	log_set_level(LOG_LEVEL_ERROR);
 	CU_initialize_registry();
-	add_tests(CU_add_suite("session", NULL, NULL), session);
-	add_tests(CU_add_suite("listener", NULL, NULL), listener);
-	add_tests(CU_add_suite("log", NULL, NULL), log);
+	tap_add_suite("session", session_tests);
+	tap_add_suite("listener", listener_tests);
+	tap_add_suite("log", log_tests);
 	return tap_run_cunit();
 }
