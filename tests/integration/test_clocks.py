@@ -103,6 +103,19 @@ class Clocks(unittest.TestCase):
     def test_database_behind(self):
         self.database_off_by(-600)
 
+    def test_database_stepped_forward(self):
+        self.disable("clocks/forward", 3600)
+        self.database_clock.set(7200)
+        wait_for(lambda: not self.probe.disabled("clocks/forward"), what="the end that the database's new time says")
+
+    def test_database_stepped_back(self):
+        self.disable("clocks/back", 4)
+        self.database_clock.set(-600)
+        end = time.monotonic() + 6
+        while time.monotonic() < end:
+            self.assertTrue(self.probe.disabled("clocks/back"), "closed before the database's time")
+            time.sleep(0.05)
+
     def host_stepped_by(self, seconds):
         name = f"clocks/host{seconds:+d}"
         self.agent.restart()
@@ -119,6 +132,12 @@ class Clocks(unittest.TestCase):
     def test_host_stepped_back(self):
         self.host_stepped_by(-3 * 3600)
 
+    def attach_anew(self):
+        """For the others: nobody tells a program that the segment which it has was removed while there was no agent."""
+        self.agent.wait_ready()
+        self.probe.close()
+        type(self).probe = Probe(self.agent)
+
     def test_a_snapshot_from_the_future(self):
         """The wall clock stands before the moment at which the snapshot was made: no time has passed since, as none is known."""
         self.agent.config["segment"]["snapshot"] = os.path.join(self.agent.directory, "snapshot")
@@ -128,7 +147,7 @@ class Clocks(unittest.TestCase):
         self.disable("clocks/snapshot/later", 7200)
         self.agent.stop()
         self.postgres.stop()
-        self.addCleanup(self.agent.wait_ready)
+        self.addCleanup(self.attach_anew)
         self.addCleanup(self.postgres.start)
         for suffix in ("", ".lock"):
             os.unlink("/dev/shm" + self.agent.segment + suffix)
