@@ -8,6 +8,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -47,13 +48,20 @@ static void on_readable(evutil_socket_t fd, short what, void *arg)
 	wire->events.readable(wire->arg);
 }
 
+/* Of room that came while the loop was held up itself, beyond the time allowed, libevent tells nothing but the time. */
+static bool takes_more(int fd)
+{
+	struct pollfd socket = {.fd = fd, .events = POLLOUT};
+
+	return poll(&socket, 1, 0) > 0;
+}
+
 static void on_writable(evutil_socket_t fd, short what, void *arg)
 {
 	struct wire *wire = arg;
 
-	(void)fd;
 	wire->blocked = false;
-	if ((what & EV_TIMEOUT) != 0)
+	if ((what & EV_TIMEOUT) != 0 && !takes_more(fd))
 		wire->events.stalled(wire->arg);
 	else
 		wire->events.writable(wire->arg);

@@ -972,6 +972,22 @@ static void test_handout_full_socket(void)
 	close_session_with_segment();
 }
 
+/* The loop itself was held up for longer than a peer may be: this one has read meanwhile. */
+static void test_held_up(void)
+{
+	open_session_with_segment(ACCESS_ANYBODY, 0644, 50);
+	fill_socket();
+	send_text(GET_SEGMENT);
+	pump();
+	drain_socket();
+	usleep(100000);
+	pump();
+	CU_ASSERT_PTR_NOT_NULL_FATAL(fx.session);
+	CU_ASSERT_EQUAL(fx.counters.dropped, 0);
+	expect_segment();
+	close_session_with_segment();
+}
+
 static void test_byte_by_byte(void)
 {
 	static const char text[] = "{\"method\":\"org.varlink.service.GetInfo\"}";
@@ -2487,6 +2503,7 @@ static const CU_TestInfo session_tests[] = {
 	{"GetSegment: order", test_handout_in_order},
 	{"GetSegment: before Subscribe", test_handout_before_subscription},
 	{"GetSegment: a full socket", test_handout_full_socket},
+	{"a loop that was held up", test_held_up},
 	{"malformed messages", test_malformed},
 	{"a malformed message after good ones", test_malformed_in_order},
 	{"nesting", test_nesting},
