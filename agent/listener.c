@@ -32,6 +32,10 @@
 #define FILES_ELSEWHERE  64 /* descriptors left for the database and the rest of the agent */
 #define RETRY_SECONDS    1
 
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83
+#endif
+
 struct listener {
 	struct listener_options options;
 	struct sockaddr_un address;
@@ -168,6 +172,18 @@ static int bind_aside(struct listener *listener, const struct sockaddr_un *tempo
 	return 0;
 }
 
+/*
+ * No descriptors come in, to the sessions neither. Nobody here would take them, and the kernel closes them in the agent's
+ * time: that of a socket with SO_LINGER and unsent bytes takes as long as its owner likes. Before Linux 6.16 it lets all through.
+ */
+static void take_no_descriptors(int fd)
+{
+	const int off = 0;
+
+	if (setsockopt(fd, SOL_SOCKET, SO_PASSRIGHTS, &off, sizeof(off)) < 0)
+		log_event(LOG_LEVEL_DEBUG, "descriptors_come_in", "errno=%d", errno);
+}
+
 static int open_socket(struct listener *listener, char *message, size_t size)
 {
 	const char *path = listener->options.path;
@@ -190,6 +206,7 @@ static int open_socket(struct listener *listener, char *message, size_t size)
 	listener->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (listener->fd < 0)
 		return fail(-errno, message, size, "socket: %s", strerror(errno));
+	take_no_descriptors(listener->fd);
 	r = bind_aside(listener, &temporary);
 	return r < 0 ? fail(r, message, size, "cannot bind the socket %s: %s", path, strerror(-r))
 		     : 0;

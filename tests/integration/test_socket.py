@@ -356,6 +356,16 @@ class Limits(SocketCase):
             return None
 
 
+    def test_no_descriptor_comes_in(self):
+        """The agent would have to close it; that of a socket with SO_LINGER takes as long as its owner likes."""
+        if tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2]) < (6, 16):
+            self.skipTest("Linux before 6.16 lets all of them through")
+        client = self.client()
+        with self.assertRaises(PermissionError):
+            socket.send_fds(client.socket, [b" "], [0])
+        self.assertEqual(client.call("org.varlink.service.GetInfo")["product"], "cbagent")
+
+
 class OtherUsers(SocketCase):
     @classmethod
     def setUpClass(cls):
