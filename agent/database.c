@@ -581,7 +581,8 @@ static void look_elsewhere(struct database *database)
 {
 	if (database->scout == NULL && is_silent(database))
 		database->scout = scout_start(database->agent->base, database->target,
-					      database->control, on_scouted, database);
+					      database->control, sql_incarnation,
+					      database->incarnation, on_scouted, database);
 }
 
 static void on_tick(evutil_socket_t fd, short what, void *arg)

@@ -17,9 +17,13 @@ struct target;
 /* Called once, from the loop: the number of the server, or TARGET_NONE. It may free the scout. */
 typedef void scout_done(unsigned server, void *arg);
 
-/* `present` is not asked. NULL: there is nobody else. `target` must outlive the scout. */
+/*
+ * `present` is not asked: `answer` is what its server says to `question`, a statement, and whoever says the same is that server.
+ * NULL: there is nobody else. `target` and the texts must outlive the scout.
+ */
 struct scout *scout_start(struct event_base *base, struct target *target,
-			  const struct connection *present, scout_done *done, void *arg);
+			  const struct connection *present, const char *question,
+			  const char *answer, scout_done *done, void *arg);
 
 /* NULL is fine. */
 void scout_free(struct scout *scout);

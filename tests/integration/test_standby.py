@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: ISC
 """Fail-over: a primary, a synchronous standby, and an agent that knows both."""
+import os
 import time
 import unittest
 
@@ -97,6 +98,23 @@ class Standby(ServerTest):
             self.standby.sigcont()
             self.assertTrue(client.receive()["changed"])
         self.assertTrue(agent.is_open("held"))
+
+    def test_two_ways_to_one_server(self):
+        """Its commits wait for a standby: the other host of the list is the same server, and no way out."""
+        other = self.primary.scratch.directory("pg-other", self.primary.user, 0o711)
+        for name in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
+            os.symlink(os.path.join(self.primary.host, name), os.path.join(other, name))
+        agent = self.agent(self.primary, conninfo=f"host={self.primary.host},{other} dbname=cbshm user={AGENT_USER}")
+        agent.call("Enable", name="held")
+        self.standby.sigstop()
+        with agent.connect() as client:
+            client.send("Disable", {"name": "held", "reason": "x", "timeout_ms": 20000})
+            time.sleep(4)
+            waiting = self.primary.value("select count(*) from pg_stat_activity where wait_event = 'SyncRep'")
+            self.standby.sigcont()
+            self.assertTrue(client.receive()["changed"])
+        self.assertEqual(waiting, "1")
+        self.assertNotIn("another one takes writes", agent.log())
 
     def test_read_only_for_a_while(self):
         """An administrator makes the running server read-only, and takes it back."""
