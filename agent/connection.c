@@ -512,6 +512,16 @@ static void finish_active(struct connection *connection)
 	send_next(connection);
 }
 
+/* Behind the results of all statements: the commit that ends a unit without a transaction of its own has failed. */
+static void take_late_failure(struct connection *connection, PGresult *result)
+{
+	struct unit *unit = connection->active;
+	const struct expected last = {.statement = (int)unit->count - 1, .prepares = IS_STATEMENT};
+
+	/* Without a SQLSTATE it is libpq's own, of a connection that has ended before the sync. */
+	take_failure(connection, &last, result);
+}
+
 static void take_results(struct connection *connection)
 {
 	PGresult *result;
@@ -525,9 +535,9 @@ static void take_results(struct connection *connection)
 			PQclear(result);
 			finish_active(connection);
 		} else if (connection->position >= connection->expected_count) {
-			/* libpq's own error, when the connection ends between the last result and the sync. */
-			lose(connection, PQresultErrorMessage(result));
-			PQclear(result);
+			take_late_failure(connection, result);
+			if (PQstatus(connection->pg) == CONNECTION_BAD)
+				break;
 		} else {
 			take_result(connection, result);
 			if (PQstatus(connection->pg) == CONNECTION_BAD)

@@ -580,9 +580,9 @@ static void on_scouted(unsigned server, void *arg)
 static void look_elsewhere(struct database *database)
 {
 	if (database->scout == NULL && is_silent(database))
-		database->scout = scout_start(database->agent->base, database->target,
-					      database->control, sql_incarnation,
-					      database->incarnation, on_scouted, database);
+		database->scout =
+			scout_start(database->agent->base, database->target, database->control,
+				    sql_incarnation, database->incarnation, on_scouted, database);
 }
 
 static void on_tick(evutil_socket_t fd, short what, void *arg)
@@ -751,7 +751,17 @@ static void proceed(struct database *database)
 	mirror_connected(database->agent->mirror, database->control);
 }
 
+/* Whoever commits a notification waits for those who do so already: with the patience of this connection, then anew. */
 static void on_probe_sent(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct database *database = arg;
+
+	(void)unit;
+	if (end == UNIT_FAILED)
+		database->probe[0] = '\0';
+}
+
+static void on_unlistened(struct unit *unit, enum unit_end end, void *arg)
 {
 	(void)unit;
 	(void)end;
@@ -766,6 +776,7 @@ static void send_probe(struct database *database)
 	snprintf(database->probe, sizeof(database->probe), "%016" PRIx64,
 		 (uint64_t)random_below(INT64_MAX));
 	database->probe_at = clock_microseconds(CLOCK_MONOTONIC);
+	unit_add(unit, sql_asynchronous, 0);
 	unit_add(unit, sql_probe, 1, memory_copy(database->probe));
 	connection_run(database->write, unit);
 }
@@ -817,7 +828,7 @@ static void hear_probe(struct database *database, const char *payload)
 	connection_allow_prepare(database->write, true);
 	if (database->lane != NULL)
 		connection_allow_prepare(database->lane, true);
-	unit = unit_new(on_probe_sent, database);
+	unit = unit_new(on_unlistened, NULL);
 	unit_add(unit, sql_unlisten_probe, 0);
 	connection_run(database->control, unit);
 }

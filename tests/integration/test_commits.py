@@ -310,6 +310,28 @@ class SynchronousStandby(CommitTest):
             self.assertTrue(answer(client)[1]["changed"])
         self.assertIn("requests=1 outcome=committed", self.writer.log())
 
+    def test_cut_while_waiting(self):
+        """
+        The server process that was left holds all that commits with a notification up. Who connects meanwhile goes without
+        one; and does not take that for a connection that is broken.
+        """
+        proxy = Proxy(self.primary, self.primary.scratch.directory("cut", self.primary.user, 0o711))
+        agent = self.agent(self.primary, conninfo=proxy.conninfo())
+        with agent.connect() as client:
+            self.standby.sigstop()
+            client.send("Disable", {"name": "x", "reason": "y", "timeout_ms": 30000})
+            self.committing(self.primary, "SyncRep")
+            proxy.cut_all()
+            fresh = self.agent(self.primary)
+            time.sleep(3)
+            self.standby.sigcont()
+            self.assertTrue(answer(client)[1]["changed"])
+        wait_for(lambda: fresh.is_open("x"), 10, "what was committed")
+        for each in (agent, fresh):
+            self.assertNotIn("lock timeout", each.log())
+            self.assertNotIn("listen_does_not_work", each.log())
+        self.assertEqual(agent.log().count("event=database_unavailable"), 1)
+
     def test_long_wait(self):
         """The server answers, but no commit ends: nothing is gained by more and more connections that wait."""
         connections = f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{AGENT_USER}'"
