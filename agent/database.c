@@ -142,7 +142,7 @@ struct database {
 
 	char probe[24];  /* what we call to ourselves; "": the next one is to be sent */
 	unsigned probes; /* that are still to be heard */
-	int64_t probe_at;
+	int64_t probe_at; /* INT64_MAX until the server has it: before it on the connection may be what waits for a standby */
 	bool heard; /* and heard it */
 	bool deaf;
 
@@ -757,7 +757,9 @@ static void on_probe_sent(struct unit *unit, enum unit_end end, void *arg)
 	struct database *database = arg;
 
 	(void)unit;
-	if (end == UNIT_FAILED)
+	if (end == UNIT_DONE)
+		database->probe_at = clock_microseconds(CLOCK_MONOTONIC);
+	else if (end == UNIT_FAILED)
 		database->probe[0] = '\0';
 }
 
@@ -775,7 +777,7 @@ static void send_probe(struct database *database)
 
 	snprintf(database->probe, sizeof(database->probe), "%016" PRIx64,
 		 (uint64_t)random_below(INT64_MAX));
-	database->probe_at = clock_microseconds(CLOCK_MONOTONIC);
+	database->probe_at = INT64_MAX;
 	unit_add(unit, sql_asynchronous, 0);
 	unit_add(unit, sql_probe, 1, memory_copy(database->probe));
 	connection_run(database->write, unit);
