@@ -10,6 +10,9 @@
  * Several processes read, each in several threads that share their handles, interrupted by SIGPROF and SIGALRM whose handlers
  * check as well, and fork children that go on reading. Every answer is held against what was ever true (truth.h), until
  * READS were (10,000,000 if not given).
+ *
+ * Reads that take over 1 ms and have slept are told. Nearly all of them wait for a fork of their own process, which holds the lock
+ * of its memory while it copies it: of 10^8 reads 48 and 49 in two runs, and 2 and 2 in the same runs without forks.
  */
 #include "config.h"
 
