@@ -285,12 +285,11 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- The rows that only count, in one UPDATE, by whoever holds their locks: that is report(), whose agent tells of them, hence
--- quiet. It finds them by their names, however few the planner takes the table's rows for; nothing else runs below these
--- settings.
+-- quiet.
 DROP FUNCTION cbshm.write_counters;
 CREATE FUNCTION cbshm.write_counters(names text[], failures int[], has_failed boolean[],
 				     fleet cbshm.settings) RETURNS SETOF cbshm.mirror
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
 	said text := set_config('cbshm.quiet', 'on', true);
 BEGIN
@@ -337,14 +336,17 @@ END
 $$;
 
 -- Reports in one transaction: see cbshm-sql(7). Those of name[k] end at last[k]; details is null if there are none at all.
--- Each statement is planned once, for arrays of any length. Few expressions: every transaction makes each of them ready anew.
+-- Each statement is planned once, for arrays of any length, and finds rows by their names, however few the table had then: a
+-- million may come before anybody analyzes it. (What that makes a plan seem to cost would have it compiled.) Few expressions:
+-- every transaction makes each of them ready anew.
 DROP FUNCTION cbshm.report;
 CREATE FUNCTION cbshm.report(name text[], last int[], score float8[], count bigint[],
 			     details text[], prover int[], proof text[], wait boolean)
 RETURNS TABLE ("position" int, outcome text, field text, message text, changed boolean,
 	       incident jsonb, is_now cbshm.mirror)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan AS $$
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_variable
 DECLARE
 	fleet cbshm.settings;
@@ -374,8 +376,10 @@ BEGIN
 	SELECT * INTO STRICT fleet FROM cbshm.settings;
 
 	-- A good report on a quiet breaker changes nothing, and needs no lock: it has been applied to the row as it was when
-	-- it was read, whatever others were about to do. Not tried where all but certainly one is bad.
-	IF (fleet.drift_threshold >= ALL (score)) IS NOT FALSE THEN
+	-- it was read, whatever others were about to do. Not in a snapshot that is older than the report; nor tried where all
+	-- but certainly one is bad.
+	IF (fleet.drift_threshold >= ALL (score)) IS NOT FALSE
+	   AND current_setting('transaction_isolation') = 'read committed' THEN
 		FOR r IN
 			SELECT u.n::int AS n, cbshm.mirrored(t, fleet) AS is_now
 			FROM unnest(name) WITH ORDINALITY AS u(name, n)
@@ -390,6 +394,11 @@ BEGIN
 			is_now := r.is_now;
 			RETURN NEXT;
 		END LOOP;
+		-- What was read may have been committed for this server only, by one that was ended while it waited for a
+		-- synchronous standby. With this, our commit waits until the standby has it.
+		IF cardinality(dealt) > 0 AND current_setting('synchronous_standby_names') <> '' THEN
+			PERFORM pg_logical_emit_message(true, 'cbshm', '');
+		END IF;
 		IF cardinality(dealt) = cardinality(name) THEN
 			RETURN;
 		END IF;

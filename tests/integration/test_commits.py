@@ -332,6 +332,25 @@ class SynchronousStandby(CommitTest):
             self.assertNotIn("listen_does_not_work", each.log())
         self.assertEqual(agent.log().count("event=database_unavailable"), 1)
 
+    def test_what_rests_on_one_that_was_ended(self):
+        """A report that changes nothing, but would have if the standby were asked: it is acknowledged when that has the same."""
+        good = {"name": "x", "drift_score": 0.0, "sample_count": 1, "timeout_ms": 30000}
+        other = self.agent(self.primary)
+        self.writer.call("ReportDrift", name="x", **REPORT)
+        with self.writer.connect() as first, other.connect() as second:
+            self.standby.sigstop()
+            first.send("ReportDrift", good)
+            pid = self.committing(self.primary, "SyncRep")
+            self.primary.psql(f"SELECT pg_terminate_backend({pid})")
+            wait_for(lambda: self.primary.value(FAILURES.format("x")) == "0", 10)
+            second.send("ReportDrift", good)
+            second.socket.settimeout(1)
+            with self.assertRaises(TimeoutError):
+                second.socket.recv(1)
+            second.socket.settimeout(20)
+            self.standby.sigcont()
+            self.assertEqual([answer(client)[0] for client in (first, second)], ["ok", "ok"])
+
     def test_long_wait(self):
         """The server answers, but no commit ends: nothing is gained by more and more connections that wait."""
         connections = f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{AGENT_USER}'"

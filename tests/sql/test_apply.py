@@ -261,6 +261,28 @@ class Reports(ApplyTest):
         self.run_sql("COMMIT")
         self.assertEqual(self.version(), 1)
 
+    def test_rows_are_found_by_their_names(self):
+        """However few the planner takes them for: a plan may be made before the table has a million."""
+        self.enable()
+        session = fixture.server().session()
+        self.addCleanup(session.close)
+        session.execute("BEGIN")
+        for score in (0.1, 0.9):
+            session.execute(report([drift(self.name, score)])[0])
+        scans = self.row("SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relid = 'cbshm.breaker'::regclass", session)
+        session.execute("COMMIT")
+        self.assertEqual(scans["seq_scan"], 0)
+        self.assertGreater(scans["idx_scan"], 0)
+
+    def test_a_snapshot_that_is_older(self):
+        """What has failed since is not passed over, as it would be by a report that was applied to the row of then."""
+        self.enable()
+        other = fixture.server().session()
+        self.addCleanup(other.close)
+        other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        self.report([drift(self.name, 0.9)])
+        self.refused(report([drift(self.name, 0.1)])[0], "40001", other)
+
     def test_thresholds_of_its_own(self):
         """What is bad for the fleet is good here, and the other way round."""
         self.policy(drift_threshold=0.95)
