@@ -488,6 +488,31 @@ class Full(unittest.TestCase):
                 wait_for(lambda: is_open(agent, "againlate"), 5)
 
 
+class Unchecked(unittest.TestCase):
+    def test_rows_that_no_trigger_has_seen(self):
+        """As from logical replication: what can be no breaker is left out, and the log says so; the rest is served."""
+        with Postgres().migrate() as postgres:
+            postgres.psql(r"""
+                SET session_replication_role = replica;
+                INSERT INTO cbshm.breaker (name, disabled)
+                    VALUES ('', true), (E'a\tb', true), (repeat('x', 129), true), ('b', true);
+                INSERT INTO cbshm.breaker (name, disabled, disabled_by, disabled_reason, opened_at, disabled_until,
+                    last_failure_at, consecutive_failures, drift_threshold, failure_threshold, default_ttl) VALUES
+                    ('wild', true, repeat('y', 5000), repeat('ß', 5000), '-infinity', '294276-12-31', 'infinity', -1, 'NaN',
+                     -1, '-1 s');
+                """)
+            with Agent(postgres) as agent:
+                self.assertEqual(agent.header()[2], 2)
+                self.assertEqual([is_open(agent, name) for name in ("b", "wild")], [True, True])
+                self.assertIn("event=mirror_incomplete", agent.log())
+                self.assertIn("mend the row", agent.log())
+                self.assertEqual(error_of(agent.call, "Enable", name="b")[0], "ok")
+                # What is written again passes the triggers.
+                self.assertEqual(error_of(agent.call, "Enable", name="wild")[1]["sqlstate"], "23514")
+                postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'wild'")
+                wait_for(lambda: agent.header()[2] == 1, 5)
+
+
 class Faults(unittest.TestCase):
     """The database goes away, in every way."""
 
