@@ -76,7 +76,7 @@ enum cbshm_error {
 		-8, /* the record changes faster than it can be read, or its row is locked */
 	CBSHM_ERR_AGENT_DOWN = -9,     /* nothing answers at the agent's socket */
 	CBSHM_ERR_DATABASE_DOWN = -10, /* the agent cannot reach a writable Postgres */
-	CBSHM_ERR_TIMEOUT = -11,  /* the deadline passed before anything was sent to the database */
+	CBSHM_ERR_TIMEOUT = -11,  /* the deadline passed; nothing was applied, or has changed */
 	CBSHM_ERR_UNKNOWN = -12,  /* sent, but whether it was applied cannot be known */
 	CBSHM_ERR_DENIED = -13,   /* the agent does not allow this user to do that */
 	CBSHM_ERR_PROTOCOL = -14, /* the peer at the socket does not speak io.cbshm */
@@ -624,7 +624,7 @@ struct cbshm_agent {
 	int64_t last_seen_at; /* microseconds since the Unix epoch, database's clock */
 };
 
-/* How far the agents are. The lists name at most 50 each. */
+/* How far the agents are. The lists name at most 50 each; who was not seen for a day is forgotten. */
 struct cbshm_fleet {
 	uint32_t hosts;    /* agents that are alive: seen within the last 10 s */
 	uint32_t in_force; /* of them, those whose segments have everything */
