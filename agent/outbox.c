@@ -102,6 +102,10 @@ static const char sql_depth[] =
 	"SELECT pending, leased, failed, oldest_pending_seconds FROM cbshm.alerts_depth()";
 static const char sql_due_to_skip[] = "SELECT cbshm.alerts_due(false)";
 
+/* Whatever of it is lost in a crash is done again: not worth a wait for the disk, or for a standby that is away. */
+static const char sql_asynchronous[] =
+	"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)";
+
 static const char again_hint[] =
 	"it is tried again by itself; if this repeats, the server's log says more";
 
@@ -146,6 +150,13 @@ static bool is_live(const struct outbox *outbox)
 static void run_unit(struct outbox *outbox, struct unit *unit)
 {
 	connection_run(database_control(outbox->agent->database), unit);
+}
+
+static void run_change(struct outbox *outbox, struct unit *unit)
+{
+	unit_add(unit, sql_asynchronous, 0);
+	unit_prepared(unit);
+	run_unit(outbox, unit);
 }
 
 /* ---- the state machine ---- */
@@ -239,7 +250,7 @@ static void note_success(struct outbox *outbox)
 	*outbox->logged = '\0';
 	unit = unit_new(on_woken, outbox);
 	unit_add(unit, sql_wake, 1, number_text(away));
-	run_unit(outbox, unit);
+	run_change(outbox, unit);
 }
 
 static void on_probed(enum delivery_end end, const char *reason, void *arg)
@@ -320,7 +331,7 @@ static void mark_sent(struct outbox *outbox, int count)
 	unit_add(unit, sql_sent, 3, memory_copy(outbox->name), posted_ids(outbox, count),
 		 number_text(outbox->agent->config->resend_interval));
 	unit_prepared(unit);
-	run_unit(outbox, unit);
+	run_change(outbox, unit);
 	for (int i = outbox->at; i < outbox->at + count; i++) {
 		const bool repeated = *PQgetvalue(outbox->claimed, i, 3) == 't';
 
@@ -340,7 +351,7 @@ static void mark_put_off(struct outbox *outbox, int count, const char *reason)
 	unit_add(unit, sql_put_off, 3, memory_copy(outbox->name), posted_ids(outbox, count),
 		 memory_copy(reason));
 	unit_prepared(unit);
-	run_unit(outbox, unit);
+	run_change(outbox, unit);
 	outbox->counters.put_off += (uint64_t)count;
 	log_event(LOG_LEVEL_DEBUG, "alerts_put_off", "count=%d reason=%s", count,
 		  LOG_VALUE(reason));
@@ -486,7 +497,7 @@ static void turn(struct outbox *outbox)
 		unit_add(unit, sql_due, 0);
 		unit_prepared(unit);
 	}
-	run_unit(outbox, unit);
+	run_change(outbox, unit);
 }
 
 static void on_timer(evutil_socket_t fd, short what, void *arg)
@@ -602,7 +613,7 @@ void outbox_stop(struct outbox *outbox)
 	if (is_live(outbox) && outbox->alertmanager != NULL) {
 		unit = unit_new(on_released, NULL);
 		unit_add(unit, sql_release, 1, memory_copy(outbox->name));
-		run_unit(outbox, unit);
+		run_change(outbox, unit);
 	}
 	outbox->stopping = true;
 	let_go(outbox);

@@ -116,6 +116,28 @@ class Standby(ServerTest):
         self.assertEqual(waiting, "1")
         self.assertNotIn("another one takes writes", agent.log())
 
+    def test_standby_that_is_away(self):
+        """
+        Nobody who need not wait for it does: no agent takes the server for dead, nor for lost because another one's commit
+        keeps it from notifying, and alerts go on.
+        """
+        agent = self.agent(self.primary)
+        agent.call("Disable", name="alerted", reason="x")
+        self.standby.sigstop()
+        with agent.connect() as client:
+            client.send("Disable", {"name": "held", "reason": "x", "timeout_ms": 30000})
+            wait_for(lambda: self.primary.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "1")
+            other = self.agent(self.primary, config={"agent": {"instance": "other"}})
+            self.assertIn(other.outcome("Disable", name="x", reason="y", timeout_ms=1000)[0], ("Busy", "Timeout"))
+            wait_for(lambda: "event=alerts_skipped" in agent.log() + other.log(), 10, "alerts that are skipped")
+            time.sleep(5.5)
+            self.standby.sigcont()
+            self.assertTrue(client.receive()["changed"])
+        self.assertEqual(other.outcome("Disable", name="x", reason="y")[0], "ok")
+        for each in (agent, other):
+            self.assertNotIn("database_unavailable", each.log())
+            self.assertEqual(each.log().count("event=loaded"), 1)
+
     def test_read_only_for_a_while(self):
         """An administrator makes the running server read-only, and takes it back."""
         agent = self.agent(self.primary, conninfo=f"host={self.primary.host} dbname=cbshm user={AGENT_USER}")
