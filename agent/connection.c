@@ -512,14 +512,22 @@ static void finish_active(struct connection *connection)
 	send_next(connection);
 }
 
-/* Behind the results of all statements: the commit that ends a unit without a transaction of its own has failed. */
+/*
+ * Behind the results of all statements. An error: the commit that ends a unit without a transaction of its own has failed. Anything
+ * else, the server's FATAL or libpq's own words, is about the connection alone: what the results say has happened.
+ */
 static void take_late_failure(struct connection *connection, PGresult *result)
 {
 	struct unit *unit = connection->active;
 	const struct expected last = {.statement = (int)unit->count - 1, .prepares = IS_STATEMENT};
+	const char *severity = PQresultErrorField(result, PG_DIAG_SEVERITY_NONLOCALIZED);
 
-	/* Without a SQLSTATE it is libpq's own, of a connection that has ended before the sync. */
-	take_failure(connection, &last, result);
+	if (severity != NULL && strcmp(severity, "ERROR") == 0) {
+		take_failure(connection, &last, result);
+	} else {
+		lose(connection, PQresultErrorMessage(result));
+		PQclear(result);
+	}
 }
 
 static void take_results(struct connection *connection)

@@ -655,6 +655,27 @@ class Faults(unittest.TestCase):
         self.assertNotIn("lost_commit", agent.log())
         self.assertEqual(listed(agent, "cut")["consecutive_failures"], 1)
 
+    def test_server_process_ended_behind_the_commit(self):
+        """Its last words are an error, and not about the commit, which it has said to be done."""
+        proxy = self.proxy()
+        agent = self.agent(conninfo=proxy.conninfo())
+        agent.call("Enable", name="cut")
+        fields = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+        said = []
+
+        def end_after_commit(kind, body):
+            if kind == b"C" and body.startswith(b"COMMIT"):
+                said.append(kind)
+            if kind != b"Z" or len(said) != 1:
+                return True
+            said.append(kind)
+            threading.Timer(0.05, proxy.cut_all).start()
+            return b"E" + struct.pack("!I", len(fields) + 4) + fields
+        proxy.filter = end_after_commit
+        self.assertEqual(error_of(agent.call, "ReportDrift", name="cut", drift_score=1.0, sample_count=1)[0], "ok")
+        self.assertGreater(len(said), 1)
+        self.assertEqual(self.postgres.value("SELECT consecutive_failures FROM cbshm.breaker WHERE name = 'cut'"), "1")
+
     def test_connection_cut_before_commit(self):
         proxy = self.proxy()
         agent = self.agent(conninfo=proxy.conninfo())
