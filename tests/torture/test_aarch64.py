@@ -21,7 +21,7 @@ QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 SOURCE = tap.source_dir()
 COMMON = ["tests/support/segment.c", "tests/torture/truth.c", "tests/torture/alone.c", "agent/segment_file.c",
           "agent/segment_writer.c", *(f"libcbshm/{name}.c" for name in (
-              "attach", "boot", "check", "error", "hash", "health", "index", "lookup", "name", "state", "validate", "wait"))]
+              "attach", "boot", "check", "descriptor", "error", "hash", "health", "index", "lookup", "name", "state", "validate", "wait"))]
 
 # Loads and stores of the payload are those of 64 bits; of texts also pairs.
 KINDS = ((r"ldap?r\b|ldar\b", "acquire"), (r"stlr\b", "release"), (r"dmb\s+ish$", "fence"), (r"dmb\s+ishld", "load-fence"),
