@@ -150,7 +150,10 @@ static double get_float8(const PGresult *rows, int row, int column)
 	return value;
 }
 
-/* INT64_MIN for null and for "infinity", which means the same to a reader: no time. */
+/*
+ * INT64_MIN for null, for "infinity", and for the last moments that the server knows, which do not fit: all mean the same to a
+ * reader, no time.
+ */
 static int64_t get_time(const PGresult *rows, int row, int column)
 {
 	int64_t value;
@@ -158,7 +161,8 @@ static int64_t get_time(const PGresult *rows, int row, int column)
 	if (PQgetisnull(rows, row, column))
 		return INT64_MIN;
 	value = get_int8(rows, row, column);
-	return value == INT64_MAX || value == INT64_MIN ? INT64_MIN : value + POSTGRES_EPOCH;
+	return value == INT64_MIN || value > INT64_MAX - POSTGRES_EPOCH ? INT64_MIN
+									: value + POSTGRES_EPOCH;
 }
 
 /* The strings stay in `rows`; libpq ends values with a NUL in binary results, too. */
