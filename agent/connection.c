@@ -148,6 +148,11 @@ void unit_binary(struct unit *unit)
 	unit->statements[unit->count - 1].binary = true;
 }
 
+void unit_asynchronous(struct unit *unit)
+{
+	unit_add(unit, "SELECT pg_catalog.set_config('synchronous_commit', 'off', true)", 0);
+}
+
 void unit_prepared(struct unit *unit)
 {
 	unit->statements[unit->count - 1].prepared = true;

@@ -46,6 +46,9 @@ unsigned unit_add(struct unit *unit, const char *sql, int count, ...);
  */
 unsigned unit_add_binary(struct unit *unit, const char *sql, int count, const struct text *values);
 
+/* Adds a statement: the commit waits for neither disk nor standby, and may be lost in a crash. */
+void unit_asynchronous(struct unit *unit);
+
 /* How the statement added last is treated. */
 void unit_binary(struct unit *unit);   /* its result comes in binary */
 void unit_prepared(struct unit *unit); /* it is often used: worth preparing, if allowed */

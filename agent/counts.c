@@ -39,10 +39,6 @@ struct counts {
 static const char sql_notify[] = "SELECT pg_catalog.pg_notify('cbshm', n)"
 				 " FROM pg_catalog.unnest($1::pg_catalog.text[]) AS n";
 
-/* As everything here: nothing hangs on it. */
-static const char sql_asynchronous[] =
-	"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)";
-
 static int by_name(const void *a, const void *b)
 {
 	return strcmp(((const struct count *)a)->name, ((const struct count *)b)->name);
@@ -141,7 +137,8 @@ void counts_tick(struct counts *counts)
 	unit = unit_new(on_notified, NULL);
 	unit_add(unit, sql_notify, 1, text_array_end(&payloads));
 	unit_prepared(unit);
-	unit_add(unit, sql_asynchronous, 0);
+	/* As everything here: nothing hangs on it. */
+	unit_asynchronous(unit);
 	unit_prepared(unit);
 	connection_run(database_control(counts->agent->database), unit);
 }

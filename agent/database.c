@@ -89,9 +89,6 @@ static const char sql_incarnation[] =
 	" (pg_catalog.pg_control_checkpoint()).timeline_id || '/' ||"
 	" pg_catalog.to_char(stats_reset AT TIME ZONE 'UTC', 'J.SSSS.US') FROM "
 	"pg_catalog.pg_stat_bgwriter";
-/* It may be lost in a crash, nobody waits for it: not worth a wait for the disk. */
-static const char sql_asynchronous[] =
-	"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)";
 /* Which of two server processes wait for a synchronous standby: as long as there is none, no commit ends. */
 static const char sql_waiting[] =
 	"SELECT coalesce(pg_catalog.bool_or(pid = $1::pg_catalog.int4), false),"
@@ -469,7 +466,7 @@ static void send_heartbeat(struct database *database)
 	struct text applied = {0};
 
 	text_format(&applied, "%" PRIu64, mirror_applied(database->agent->mirror));
-	unit_add(unit, sql_asynchronous, 0);
+	unit_asynchronous(unit);
 	unit_add(unit, sql_heartbeat, 4, memory_copy(config->host), memory_copy(config->instance),
 		 memory_copy(PACKAGE_VERSION), text_take(&applied));
 	unit_binary(unit);
@@ -778,7 +775,7 @@ static void send_probe(struct database *database)
 	snprintf(database->probe, sizeof(database->probe), "%016" PRIx64,
 		 (uint64_t)random_below(INT64_MAX));
 	database->probe_at = INT64_MAX;
-	unit_add(unit, sql_asynchronous, 0);
+	unit_asynchronous(unit);
 	unit_add(unit, sql_probe, 1, memory_copy(database->probe));
 	connection_run(database->write, unit);
 }

@@ -69,9 +69,6 @@ struct fleet {
 	bool leaving;
 };
 
-/* Nothing of this is worth a wait for the disk: it is asked for anew after a crash. */
-static const char sql_asynchronous[] =
-	"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)";
 static const char sql_acknowledge[] =
 	"SELECT cbshm.acknowledge_barrier($1, $2, $3::pg_catalog.int8)";
 static const char sql_announce[] = "SELECT barrier, moment FROM cbshm.announce_barrier()";
@@ -113,7 +110,8 @@ static void acknowledge(struct fleet *fleet)
 	struct text number = {0};
 
 	text_format(&number, "%" PRId64, fleet->applied);
-	unit_add(unit, sql_asynchronous, 0);
+	/* Nothing of a wait is worth one for the disk: it is asked for anew after a crash. */
+	unit_asynchronous(unit);
 	unit_add(unit, sql_acknowledge, 3, memory_copy(config->host), memory_copy(config->instance),
 		 text_take(&number));
 	unit_prepared(unit);
@@ -277,7 +275,7 @@ static void announce(struct wait *wait)
 	struct unit *unit = unit_new(on_announced, wait);
 
 	change_state(wait, WAIT_ANNOUNCING);
-	unit_add(unit, sql_asynchronous, 0);
+	unit_asynchronous(unit);
 	unit_add(unit, sql_announce, 0);
 	run_unit(wait->fleet, unit);
 }
@@ -483,7 +481,7 @@ void fleet_leave(struct fleet *fleet, void (*done)(void *arg), void *arg)
 	}
 	event_add(fleet->leave, &(struct timeval){.tv_sec = LEAVE_WITHIN / 1000000});
 	unit = unit_new(on_left, fleet);
-	unit_add(unit, sql_asynchronous, 0);
+	unit_asynchronous(unit);
 	unit_add(unit, sql_remove, 2, memory_copy(config->host), memory_copy(config->instance));
 	run_unit(fleet, unit);
 }

@@ -102,10 +102,6 @@ static const char sql_depth[] =
 	"SELECT pending, leased, failed, oldest_pending_seconds FROM cbshm.alerts_depth()";
 static const char sql_due_to_skip[] = "SELECT cbshm.alerts_due(false)";
 
-/* Whatever of it is lost in a crash is done again: not worth a wait for the disk, or for a standby that is away. */
-static const char sql_asynchronous[] =
-	"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)";
-
 static const char again_hint[] =
 	"it is tried again by itself; if this repeats, the server's log says more";
 
@@ -152,9 +148,10 @@ static void run_unit(struct outbox *outbox, struct unit *unit)
 	connection_run(database_control(outbox->agent->database), unit);
 }
 
+/* Whatever of it is lost in a crash is done again: not worth a wait for the disk, or for a standby that is away. */
 static void run_change(struct outbox *outbox, struct unit *unit)
 {
-	unit_add(unit, sql_asynchronous, 0);
+	unit_asynchronous(unit);
 	unit_prepared(unit);
 	run_unit(outbox, unit);
 }
