@@ -5,11 +5,10 @@ import os
 import signal
 import subprocess
 import time
-import unittest
 import uuid
 
 from support import tap
-from support.agent import Agent, wait_for
+from support.agent import ServerTest, wait_for
 from support.postgres import AGENT_USER, Postgres
 from support.proxy import Proxy
 from support.scratch import identity
@@ -33,17 +32,7 @@ def is_committed(kind, body):
     return kind == b"C" and body.startswith(b"COMMIT")
 
 
-class CommitTest(unittest.TestCase):
-    def postgres(self, **options):
-        postgres = Postgres(**options)
-        self.addCleanup(postgres.close)
-        return postgres
-
-    def agent(self, postgres, **options):
-        agent = Agent(postgres, **options)
-        self.addCleanup(agent.close)
-        return agent
-
+class CommitTest(ServerTest):
     def committing(self, postgres, wait_event):
         """The server process of the agent that has got so far with its commit."""
         return int(wait_for(lambda: postgres.psql(COMMITTING.format(wait_event)), 10, "the commit"))

@@ -6,24 +6,11 @@ import socket
 import subprocess
 import threading
 import time
-import unittest
 
 from support import tap
-from support.agent import Agent, wait_for
+from support.agent import ServerTest, wait_for
 from support.postgres import AGENT_USER, Postgres
 from support.scratch import identity
-
-
-class ServerTest(unittest.TestCase):
-    def postgres(self, **options):
-        postgres = Postgres(**options)
-        self.addCleanup(postgres.close)
-        return postgres
-
-    def agent(self, postgres, **options):
-        agent = Agent(postgres, **options)
-        self.addCleanup(agent.close)
-        return agent
 
 
 class PgBouncer:

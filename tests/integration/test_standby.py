@@ -2,24 +2,11 @@
 """Fail-over: a primary, a synchronous standby, and an agent that knows both."""
 import os
 import time
-import unittest
 
 from support import tap
-from support.agent import Agent, wait_for
-from support.postgres import AGENT_USER, Postgres
+from support.agent import ServerTest, wait_for
+from support.postgres import AGENT_USER
 from support.varlink import VarlinkError
-
-
-class ServerTest(unittest.TestCase):
-    def postgres(self, **options):
-        postgres = Postgres(**options)
-        self.addCleanup(postgres.close)
-        return postgres
-
-    def agent(self, postgres, **options):
-        agent = Agent(postgres, **options)
-        self.addCleanup(agent.close)
-        return agent
 
 
 class Standby(ServerTest):

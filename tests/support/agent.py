@@ -7,9 +7,10 @@ import signal
 import struct
 import subprocess
 import time
+import unittest
 
 from support import tap
-from support.postgres import AGENT_USER
+from support.postgres import AGENT_USER, Postgres
 from support.scratch import Scratch, identity
 from support.varlink import Varlink, VarlinkError
 
@@ -238,3 +239,17 @@ def cbctl(*args, environment=None, user=None, check=None, timeout=60):
     if check is not None and result.status != check:
         raise AssertionError(f"cbctl {' '.join(map(str, args))}: {check} expected, {result}")
     return result
+
+
+class ServerTest(unittest.TestCase):
+    """A test that starts servers and agents as it needs them; they are gone at its end."""
+
+    def postgres(self, **options):
+        postgres = Postgres(**options)
+        self.addCleanup(postgres.close)
+        return postgres
+
+    def agent(self, postgres, **options):
+        agent = Agent(postgres, **options)
+        self.addCleanup(agent.close)
+        return agent
