@@ -15,6 +15,9 @@ enum failure {
 	FAILURE_SERVER,    /* this server takes no writes now */
 };
 
+/* Microseconds before what clashed with others is tried again. */
+#define CLASH_PAUSE 20000
+
 enum failure failure_classify(const PGresult *error);
 
 #endif /* AGENT_FAILURE_H */

@@ -23,7 +23,6 @@
 #include "agent/text.h"
 
 #define SWEEP_EVERY 20000 /* microseconds */
-#define CLASH_PAUSE 20000 /* before a question that clashed with what others do is asked again */
 
 /* A question to the database. */
 struct query {

@@ -43,8 +43,6 @@
 /* Milliseconds that one breaker may wait for its lock, alone and while others wait in their lanes. */
 #define PATIENCE_ALONE  500
 #define PATIENCE_SHARED 50
-/* Microseconds before a transaction that clashed with somebody else's is tried again. */
-#define CLASH_PAUSE 20000
 
 /* Requests in order. */
 struct tickets {
