@@ -688,17 +688,23 @@ static void test_subscribe_stop(void)
 
 static char segment_path[64];
 
-static void open_session_with_segment(enum access access, mode_t mode, unsigned stall_ms)
+/* A file in the segment's place; returns its descriptor. */
+static int make_segment(mode_t mode)
 {
 	int fd;
 
-	open_session_with(access, stall_ms);
 	strcpy(segment_path, "/tmp/cbshm-test-segment.XXXXXX");
 	fd = mkstemp(segment_path);
 	CU_ASSERT_TRUE_FATAL(fd >= 0);
 	CU_ASSERT_EQUAL(fchmod(fd, mode), 0);
-	close(fd);
 	fx.segment.path = segment_path;
+	return fd;
+}
+
+static void open_session_with_segment(enum access access, mode_t mode, unsigned stall_ms)
+{
+	open_session_with(access, stall_ms);
+	close(make_segment(mode));
 }
 
 static void close_session_with_segment(void)
@@ -2346,11 +2352,8 @@ static void test_segment_group(void)
 	door.options.mode = 0666;
 	door.options.admin_group = ADMIN_GROUP;
 	CU_ASSERT_EQUAL_FATAL(listen_there(), 0);
-	strcpy(segment_path, "/tmp/cbshm-test-segment.XXXXXX");
-	fd = mkstemp(segment_path);
+	fd = make_segment(0640);
 	CU_ASSERT_EQUAL(fchown(fd, 0, GROUP), 0);
-	CU_ASSERT_EQUAL(fchmod(fd, 0640), 0);
-	fx.segment.path = segment_path;
 	CU_ASSERT_EQUAL(stranger(GROUP, 1, GET_SEGMENT, "\"descriptor\""), 0);
 	CU_ASSERT_EQUAL(stranger(ADMIN_GROUP, 1, GET_SEGMENT, "io.cbshm.PermissionDenied"), 0);
 	CU_ASSERT_EQUAL(fchmod(fd, 0604), 0);
