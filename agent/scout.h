@@ -3,8 +3,8 @@
  *
  * SPDX-License-Identifier: ISC
  *
- * For when the present server is silent: it may only be slow, or its standby has been promoted. To find out costs one connection
- * and disturbs nobody.
+ * For when the present server is silent: it may only be slow, or its standby has been promoted. To find out costs a connection
+ * to each, and disturbs nobody.
  */
 #ifndef AGENT_SCOUT_H
 #define AGENT_SCOUT_H
@@ -19,7 +19,7 @@ typedef void scout_done(unsigned server, void *arg);
 
 /*
  * `present` is not asked: `answer` is what its server says to `question`, a statement, and whoever says the same is that server.
- * NULL: there is nobody else. `target` and the texts must outlive the scout.
+ * NULL: there is nobody else. The texts must outlive the scout.
  */
 struct scout *scout_start(struct event_base *base, struct target *target,
 			  const struct connection *present, const char *question,

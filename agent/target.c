@@ -295,14 +295,17 @@ unsigned target_find(const struct target *target, const char *host, const char *
 	return TARGET_NONE;
 }
 
-bool target_others(struct target *target, unsigned server, const char *const **keywords,
-		   const char *const **values)
+unsigned target_choice(const struct target *target)
 {
 	const char *wanted = option(target->options, "target_session_attrs");
 
-	if (target->count < 2 ||
-	    (wanted != NULL && strcmp(wanted, "read-write") != 0 && strcmp(wanted, "primary") != 0))
-		return false;
-	build(target, server + 1, target->count - 1, keywords, values);
-	return true;
+	return wanted == NULL || strcmp(wanted, "read-write") == 0 || strcmp(wanted, "primary") == 0
+		       ? target->count
+		       : 0;
+}
+
+void target_one(struct target *target, unsigned server, const char *const **keywords,
+		const char *const **values)
+{
+	build(target, server, 1, keywords, values);
 }

@@ -49,8 +49,11 @@ void target_settings(struct target *target, unsigned first, const char *const **
 unsigned target_find(const struct target *target, const char *host, const char *address,
 		     const char *port);
 
-/* As target_settings(), but only the servers beside this one. False: there are none, or not only one that takes writes is wanted. */
-bool target_others(struct target *target, unsigned server, const char *const **keywords,
-		   const char *const **values);
+/* How many servers there are of which only one is wanted, that which takes writes; 0 if another one would do. */
+unsigned target_choice(const struct target *target);
+
+/* As target_settings(), for this server alone. */
+void target_one(struct target *target, unsigned server, const char *const **keywords,
+		const char *const **values);
 
 #endif /* AGENT_TARGET_H */

@@ -86,11 +86,30 @@ class Standby(ServerTest):
             self.assertTrue(client.receive()["changed"])
         self.assertTrue(agent.is_open("held"))
 
-    def test_two_ways_to_one_server(self):
-        """Its commits wait for a standby: the other host of the list is the same server, and no way out."""
+    def other_way(self):
+        """Another host of the primary."""
         other = self.primary.scratch.directory("pg-other", self.primary.user, 0o711)
         for name in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
             os.symlink(os.path.join(self.primary.host, name), os.path.join(other, name))
+        return other
+
+    def test_another_way_before_another_server(self):
+        """Two hosts of the list are the primary, of which nobody hears any more; the third is the standby that was promoted."""
+        hosts = f"{self.primary.host},{self.other_way()},{self.standby.host}"
+        agent = self.agent(self.primary, conninfo=f"host={hosts} dbname=cbshm user={AGENT_USER}")
+        agent.call("Enable", name="x")
+        self.standby.stop()
+        with agent.connect() as client:
+            client.send("Disable", {"name": "x", "reason": "y", "timeout_ms": 20000})
+            self.standby.options["primary_conninfo"] = ""
+            self.standby.start()
+            self.standby.promote()
+            tap.note(f"after a promotion behind another way to the primary: {agent.writes_again():.2f} s")
+        self.assertIn("is silent, and another one takes writes", agent.log())
+
+    def test_two_ways_to_one_server(self):
+        """Its commits wait for a standby: the other host of the list is the same server, and no way out."""
+        other = self.other_way()
         agent = self.agent(self.primary, conninfo=f"host={self.primary.host},{other} dbname=cbshm user={AGENT_USER}")
         agent.call("Enable", name="held")
         self.standby.sigstop()
