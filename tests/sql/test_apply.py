@@ -292,6 +292,13 @@ class Reports(ApplyTest):
         self.assertEqual([done["changed"] for done in self.report([drift(self.name, 0.1)] * 4)], [False, False, True, False])
         self.assertEqual(self.breaker()["consecutive_failures"], 4)
 
+    def test_a_failure_that_is_made_good_at_once(self):
+        """Leaves the count as it was, and is a change all the same; bad only here, so that all looks good to the fleet."""
+        self.policy(drift_threshold=0.05)
+        self.report([drift(self.name, 0.1), drift(self.name, 0.01)])
+        self.assertEqual(self.breaker()["consecutive_failures"], 0)
+        self.assertIsNotNone(self.breaker()["last_failure_at"])
+
     def test_arrays_that_do_not_fit(self):
         good = ["'{a}'", "'{1}'", "'{0.5}'", "'{1}'", "NULL", "'{1}'", "'{\"{}\"}'", "true"]
         for number, broken in ((0, "'{}'"), (0, "NULL"), (1, "'{2}'"), (1, "'{}'"), (2, "'{}'"), (3, "'{1,1}'"),
@@ -455,9 +462,9 @@ class OneByOne(ApplyTest):
             batch, single = (f"{self.name} {run} {kind} " for kind in ("batch", "single"))
             for prefix in (batch, single):
                 self.run_sql(f"INSERT INTO cbshm.breaker (name, drift_threshold, failure_threshold) VALUES "
-                             f"('{prefix}a', 0.4, 2), ('{prefix}b', NULL, 20)")
+                             f"('{prefix}a', 0.4, 2), ('{prefix}b', NULL, 20), ('{prefix}e', 0.05, 4)")
             for step in range(chance.randrange(1, 5)):
-                requests = [self.reports(chance, ["a", "b", "c"]) for _ in range(chance.randrange(1, 20))]
+                requests = [self.reports(chance, ["a", "b", "c", "e"]) for _ in range(chance.randrange(1, 20))]
                 if chance.random() < 0.2:
                     requests.insert(chance.randrange(len(requests)), chance.choice([
                         drift("a", 7), drift("b", 0.9, details="[]"), drift("c", 0.9, count=0), schema_error("a", -1)]))
