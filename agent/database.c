@@ -109,7 +109,7 @@ struct database {
 	bool ever_live;
 	struct target *target;
 	struct resolver *resolver;
-	struct scout *scout; /* while the present server is silent */
+	struct scout *scout; /* while the present server is silent, or none is found */
 	unsigned first_server;
 	unsigned failures; /* in a row */
 
@@ -293,6 +293,12 @@ static void log_trouble(struct database *database)
 	database->logged_at = now;
 }
 
+static void end_scout(struct database *database)
+{
+	scout_free(database->scout);
+	database->scout = NULL;
+}
+
 static void close_all(struct database *database)
 {
 	struct connection *lane = database->lane, *write = database->write;
@@ -300,8 +306,7 @@ static void close_all(struct database *database)
 
 	resolver_free(database->resolver);
 	database->resolver = NULL;
-	scout_free(database->scout);
-	database->scout = NULL;
+	end_scout(database);
 	/* Nobody may send anything over what is about to go. */
 	database->lane = database->write = database->control = NULL;
 	database->opened = 0;
@@ -561,25 +566,34 @@ static bool is_silent(const struct database *database)
 	       connection_silence(database->write) > SILENCE_LOOK;
 }
 
+static void open_connections(struct database *database);
+
 static void on_scouted(unsigned server, void *arg)
 {
 	struct database *database = arg;
 
-	scout_free(database->scout);
-	database->scout = NULL;
-	if (server == TARGET_NONE || database->state != DATABASE_LIVE || !is_silent(database))
-		return;
-	database->first_server = server;
-	database_break(database, "the server is silent, and another one takes writes");
+	end_scout(database);
+	if (database->state == DATABASE_CONNECTING && database->opened == 0 &&
+	    !event_pending(database->reset, EV_TIMEOUT, NULL)) {
+		database->first_server = server;
+		connection_free(database->control);
+		open_connections(database);
+	} else if (database->state == DATABASE_LIVE && is_silent(database)) {
+		database->first_server = server;
+		database_break(database, "the server is silent, and another one takes writes");
+	}
 }
 
 /* It may be slow, or waits for a standby that has been promoted. */
 static void look_elsewhere(struct database *database)
 {
-	if (database->scout == NULL && is_silent(database))
-		database->scout =
-			scout_start(database->agent->base, database->target, database->control,
-				    sql_incarnation, database->incarnation, on_scouted, database);
+	if (!is_silent(database)) {
+		end_scout(database);
+	} else if (database->scout == NULL) {
+		database->scout = scout_start(database->agent->base, database->target,
+					      database->control, sql_incarnation,
+					      database->incarnation, true, on_scouted, database);
+	}
 }
 
 static void on_tick(evutil_socket_t fd, short what, void *arg)
@@ -714,6 +728,7 @@ static void check(struct database *database)
 	struct unit *unit = unit_new(on_settings, database);
 
 	change_state(database, DATABASE_CHECKING);
+	end_scout(database);
 	/*
 	 * Locked rows are left to the lane; but whoever is creating a row is waited for, by all others too. A statement
 	 * timeout would end the wait for a synchronous standby, and the server then calls it a success.
@@ -955,6 +970,18 @@ static void open_connections(struct database *database)
 		open_write(database);
 }
 
+/*
+ * libpq goes from server to server, and one that hangs takes all the time there is. So if this lasts, or did not help the last time,
+ * all are asked at once, too.
+ */
+static void search(struct database *database)
+{
+	open_connections(database);
+	database->scout =
+		scout_start(database->agent->base, database->target, NULL, sql_incarnation, "",
+			    database->failures > 0, on_scouted, database);
+}
+
 static void on_resolved(const struct resolution *resolutions, unsigned count, void *arg)
 {
 	struct database *database = arg;
@@ -970,7 +997,7 @@ static void on_resolved(const struct resolution *resolutions, unsigned count, vo
 	if (target_resolve(database->target, resolutions, count) == 0)
 		give_up(database, reason, false);
 	else
-		open_connections(database);
+		search(database);
 }
 
 static void connect_now(struct database *database)
@@ -989,7 +1016,7 @@ static void connect_now(struct database *database)
 	}
 	count = target_names(database->target, names);
 	if (count == 0) {
-		open_connections(database);
+		search(database);
 		return;
 	}
 	database->resolver =

@@ -1,5 +1,5 @@
 /*
- * scout.c - asks every other server whether it takes writes
+ * scout.c - asks every other server whether it takes writes, until one does
  *
  * SPDX-License-Identifier: ISC
  *
@@ -17,8 +17,9 @@
 #include "agent/target.h"
 #include "agent/text.h"
 
-/* For all of them together: one that hangs is not waited for, there will be another look. */
-#define SCOUT_SECONDS 1
+/* Microseconds: what hangs is given up, and who has said no is asked again. */
+#define ANSWER_MAX 1000000
+#define ASK_AGAIN  500000
 
 struct scout;
 
@@ -27,40 +28,42 @@ struct candidate {
 	struct scout *scout;
 	unsigned server;
 	struct connection *connection;
+	struct event *again;
 };
 
 struct scout {
-	struct event *ended; /* by time; or soon, as no callback of a connection may free it */
+	struct event_base *base;
+	struct target *target;
+	struct event *ended; /* no callback of a connection may free it */
 	const char *question, *present;
 	unsigned found;
-	unsigned left; /* that have not said anything yet */
 	unsigned count;
 	scout_done *done;
 	void *arg;
 	struct candidate candidates[TARGET_SERVERS_MAX];
 };
 
-static void end(struct scout *scout, unsigned found)
+static void ask_again(struct candidate *candidate)
 {
-	if (scout->found == TARGET_NONE)
-		scout->found = found;
-	if (--scout->left == 0 || found != TARGET_NONE)
-		event_active(scout->ended, EV_TIMEOUT, 0);
+	event_add(candidate->again, &(struct timeval){.tv_usec = ASK_AGAIN});
 }
 
 /* Two names, or two addresses of one name, can lead to one server; that which cannot be told counts as the present one, too. */
-static void on_told(struct unit *unit, enum unit_end unit_end, void *arg)
+static void on_told(struct unit *unit, enum unit_end end, void *arg)
 {
-	const struct candidate *candidate = arg;
+	struct candidate *candidate = arg;
+	struct scout *scout = candidate->scout;
 	const PGresult *result = unit_result(unit, 0);
 
-	if (unit_end == UNIT_LOST)
+	if (end == UNIT_LOST)
 		return; /* so is the connection */
-	if (unit_end == UNIT_DONE && PQntuples(result) == 1 &&
-	    strcmp(PQgetvalue(result, 0, 0), candidate->scout->present) != 0)
-		end(candidate->scout, candidate->server);
-	else
-		end(candidate->scout, TARGET_NONE);
+	if (end == UNIT_DONE && PQntuples(result) == 1 &&
+	    strcmp(PQgetvalue(result, 0, 0), scout->present) != 0) {
+		scout->found = candidate->server;
+		event_active(scout->ended, EV_TIMEOUT, 0);
+	} else {
+		ask_again(candidate);
+	}
 }
 
 static void on_opened(struct connection *connection, void *arg)
@@ -74,11 +77,9 @@ static void on_opened(struct connection *connection, void *arg)
 
 static void on_lost(struct connection *connection, const char *message, void *arg)
 {
-	const struct candidate *candidate = arg;
-
 	(void)connection;
 	(void)message;
-	end(candidate->scout, TARGET_NONE);
+	ask_again(arg);
 }
 
 static void on_ended(evutil_socket_t fd, short what, void *arg)
@@ -90,46 +91,67 @@ static void on_ended(evutil_socket_t fd, short what, void *arg)
 	scout->done(scout->found, scout->arg);
 }
 
-static void add(struct scout *scout, struct event_base *base, struct target *target,
-		unsigned server)
+static void ask(struct candidate *candidate)
 {
 	static const struct connection_events events = {.opened = on_opened, .lost = on_lost};
-	struct candidate *candidate = &scout->candidates[scout->count++];
+	struct scout *scout = candidate->scout;
 	const char *const *keywords, *const *values;
 
-	scout->left++;
+	connection_free(candidate->connection);
+	target_one(scout->target, candidate->server, &keywords, &values);
+	candidate->connection = connection_open(scout->base, "scout", keywords, values, ANSWER_MAX,
+						&events, candidate);
+}
+
+static void on_again(evutil_socket_t fd, short what, void *arg)
+{
+	(void)fd;
+	(void)what;
+	ask(arg);
+}
+
+static void add(struct scout *scout, unsigned server, bool at_once)
+{
+	struct candidate *candidate = &scout->candidates[scout->count++];
+
 	candidate->scout = scout;
 	candidate->server = server;
-	target_one(target, server, &keywords, &values);
-	candidate->connection =
-		connection_open(base, "scout", keywords, values, SCOUT_SECONDS * INT64_C(1000000),
-				&events, candidate);
+	candidate->again = evtimer_new(scout->base, on_again, candidate);
+	if (at_once)
+		ask(candidate);
+	else
+		ask_again(candidate);
+}
+
+static unsigned server_of(const struct target *target, const struct connection *connection)
+{
+	const char *host, *address, *port;
+
+	connection_peer(connection, &host, &address, &port);
+	return target_find(target, host, address, port);
 }
 
 struct scout *scout_start(struct event_base *base, struct target *target,
 			  const struct connection *present, const char *question,
-			  const char *answer, scout_done *done, void *arg)
+			  const char *answer, bool at_once, scout_done *done, void *arg)
 {
 	const unsigned count = target_choice(target);
-	const char *host, *address, *port;
+	const unsigned server = present != NULL ? server_of(target, present) : TARGET_NONE;
 	struct scout *scout;
-	unsigned server;
 
-	connection_peer(present, &host, &address, &port);
-	server = target_find(target, host, address, port);
-	if (count < 2 || server == TARGET_NONE)
+	if (count < 2 || (present != NULL && server == TARGET_NONE))
 		return NULL;
 	scout = memory_new(1, sizeof(*scout));
+	scout->base = base;
+	scout->target = target;
 	scout->question = question;
 	scout->present = answer;
-	scout->found = TARGET_NONE;
 	scout->done = done;
 	scout->arg = arg;
 	scout->ended = evtimer_new(base, on_ended, scout);
-	event_add(scout->ended, &(struct timeval){.tv_sec = SCOUT_SECONDS});
 	for (unsigned i = 0; i < count; i++) {
 		if (i != server)
-			add(scout, base, target, i);
+			add(scout, i, at_once);
 	}
 	return scout;
 }
@@ -138,8 +160,10 @@ void scout_free(struct scout *scout)
 {
 	if (scout == NULL)
 		return;
-	for (unsigned i = 0; i < scout->count; i++)
+	for (unsigned i = 0; i < scout->count; i++) {
 		connection_free(scout->candidates[i].connection);
+		event_free(scout->candidates[i].again);
+	}
 	event_free(scout->ended);
 	free(scout);
 }

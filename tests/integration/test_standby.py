@@ -47,6 +47,17 @@ class Standby(ServerTest):
         # The third connection does not ask the silent one first.
         self.assertEqual(agent.outcome("SetPolicy", name="x", set={"failure_threshold": 2})[0], "ok")
 
+    def test_promoted_while_the_agent_hangs_on_the_primary(self):
+        """To ask the first host takes all the time that the administrator allows: the other is asked beside it, again and again."""
+        agent = self.agent(self.primary, conninfo=self.both() + " connect_timeout=60")
+        agent.call("Enable", name="x")
+        self.primary.sigstop()
+        agent.kill9()
+        agent.start(ready=False)
+        self.standby.promote()
+        wait_for(agent.is_ready, 20)
+        agent.writes_again()
+
     def test_primary_that_is_cut_off_from_its_standby(self):
         """It answers, but no commit ends, and its standby is promoted."""
         agent = self.agent(self.primary, conninfo=self.both())
