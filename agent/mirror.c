@@ -650,8 +650,12 @@ static void ask_changed(struct mirror *mirror)
 		connection_run(mirror->control, unit);
 	}
 	free(question);
-	if (!mirror->busy && mirror->urgent.count > 0)
-		event_active(mirror->kick, EV_TIMEOUT, 0);
+	if (!mirror->busy) {
+		/* All that was taken is in the segment, and no answer will come to say so. */
+		check_barriers(mirror);
+		if (mirror->urgent.count > 0)
+			event_active(mirror->kick, EV_TIMEOUT, 0);
+	}
 }
 
 /* ---- the comparison ---- */

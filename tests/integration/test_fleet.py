@@ -109,6 +109,21 @@ class Fleet(unittest.TestCase):
                 found = agent.call("List", after="polic", limit=1)["breakers"][0]
                 self.assertEqual(found["policy"]["failure_threshold"], threshold)
 
+    def test_a_load_that_brings_what_was_heard_meanwhile(self):
+        """Then nothing is left to ask for, and no answer comes that would acknowledge the barrier."""
+        self.first.call("Enable", name="meanwhile")
+        self.in_force()
+        last = self.agents[-1]
+        last.sigstop()
+        self.sql("UPDATE cbshm.settings SET failure_threshold = 9")
+        self.sql("UPDATE cbshm.breaker SET disabled = true WHERE name = 'meanwhile'")
+        with self.first.connect() as waiting:
+            waiting.send("WaitFleet", {"timeout_ms": 10000})
+            time.sleep(0.3)
+            last.sigcont()
+            found = waiting.receive()["fleet"]
+        self.assertEqual((found["hosts"], found["in_force"], found["behind"]), (3, 3, []))
+
     def test_repeated_barrier(self):
         """Whoever may listen can say again what the database has said: nothing that was acknowledged is taken back."""
         heard = self.postgres.session()
