@@ -64,7 +64,7 @@ bool fault_set(struct fault *fault, enum reply_error error, const char *subject,
 	va_start(args, format);
 	vsnprintf(message, sizeof(message), format, args);
 	va_end(args);
-	copy_cut(fault->message, sizeof(fault->message), message);
+	utf8_copy_sentence(fault->message, sizeof(fault->message), message);
 	return false;
 }
 

@@ -43,10 +43,10 @@ const char *reply_error_name(enum reply_error error);
 struct fault {
 	enum reply_error error;
 	char subject[160];
-	char message[256];
+	char message[640];
 };
 
-/* Fills a fault; texts that do not fit are cut between characters. `subject` may be NULL. Returns false, for `return`. */
+/* Fills a fault; texts that do not fit are cut between characters, the message between words. `subject` may be NULL. Returns false, for `return`. */
 bool fault_set(struct fault *fault, enum reply_error error, const char *subject, const char *format,
 	       ...) __attribute__((format(printf, 4, 5)));
 

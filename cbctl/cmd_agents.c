@@ -8,6 +8,7 @@
 #include "config.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "cbctl/query.h"
 #include "cbctl/fleet.h"
@@ -16,21 +17,36 @@
 
 #define ROLL_CALL_MS 1000
 
+/* At the deadline is time enough: it is known then who is behind. */
+static bool was_asked(int error)
+{
+	return error == 0 || error == CBSHM_ERR_BEHIND;
+}
+
 static const char *name_of(const cJSON *agent)
 {
 	return fleet_name(query_text(agent, "host"), query_text(agent, "instance"),
 			  query_text(agent, "version"));
 }
 
-static const char *state_of(const cJSON *agent)
+/* Who is behind has not answered an earlier question either; who is not may be, if nobody could be asked now. */
+static const char *state_of(const cJSON *agent, bool asked)
 {
 	if (!query_bool(agent, "live"))
-		return coloured(COLOUR_BAD, "silent");
-	return query_bool(agent, "behind") ? coloured(COLOUR_BAD, "behind")
-					   : coloured(COLOUR_GOOD, "ok    ");
+		return "silent";
+	if (query_bool(agent, "behind"))
+		return "behind";
+	return asked ? "ok" : "unknown";
 }
 
-static void print_agents(const cJSON *agents)
+static void print_state(const char *state, bool asked)
+{
+	const enum colour colour = strcmp(state, "ok") == 0 ? COLOUR_GOOD : COLOUR_BAD;
+
+	printf("%s", coloured(colour, formatted(asked ? "%-6s" : "%-7s", state)));
+}
+
+static void print_agents(const cJSON *agents, bool asked)
 {
 	const cJSON *agent;
 	int column = 0;
@@ -45,19 +61,37 @@ static void print_agents(const cJSON *agents)
 	{
 		const char *name = name_of(agent);
 
-		printf("%s  %s%*s  seen %s\n", state_of(agent), name, column - width(name), "",
+		print_state(state_of(agent, asked), asked);
+		printf("  %s%*s  seen %s\n", name, column - width(name), "",
 		       time_and_distance(query_time(agent, "last_seen_at")));
 	}
 }
 
-static void print_all(const cJSON *answer, int error, const struct cbshm_call *call,
-		      const struct cbshm_fleet *fleet)
+static int print_all(const cJSON *answer, int error, const struct cbshm_call *call,
+		     const struct cbshm_fleet *fleet)
 {
-	print_agents(cJSON_GetObjectItemCaseSensitive(answer, "agents"));
-	if (error == 0 || error == CBSHM_ERR_BEHIND)
-		printf("Everything is in force %s.\n", fleet_words(fleet));
-	else
-		warn("the agents could not be asked: %s", call->message);
+	const bool asked = was_asked(error);
+
+	print_agents(cJSON_GetObjectItemCaseSensitive(answer, "agents"), asked);
+	if (!asked)
+		return fail(error_status(error), error_word(error),
+			    "the agents could not be asked whether they have everything: %s",
+			    call->message);
+	printf("Everything is in force %s.\n", fleet_words(fleet));
+	return STATUS_DONE;
+}
+
+static int json_all(cJSON *answer, int error, const struct cbshm_call *call,
+		    const struct cbshm_fleet *fleet)
+{
+	const bool asked = was_asked(error);
+	cJSON *agent;
+
+	cJSON_ArrayForEach(agent, cJSON_GetObjectItemCaseSensitive(answer, "agents"))
+		json_text(agent, "state", state_of(agent, asked));
+	fleet_json(answer, error, call, fleet);
+	json_print(answer);
+	return asked ? STATUS_DONE : error_status(error);
 }
 
 static int run(struct cbctl *cbctl, const struct parsed *parsed)
@@ -76,10 +110,9 @@ static int run(struct cbctl *cbctl, const struct parsed *parsed)
 	error = cbshm_wait_fleet(cbctl->client, &call, &fleet);
 	status = query_agent(cbctl, "GetAgents", parameters, &answer);
 	if (status == 0 && output_is_json()) {
-		fleet_json(answer, error, &call, &fleet);
-		json_print(answer);
+		status = json_all(answer, error, &call, &fleet);
 	} else if (status == 0) {
-		print_all(answer, error, &call, &fleet);
+		status = print_all(answer, error, &call, &fleet);
 		cJSON_Delete(answer);
 	}
 	cbshm_fleet_free(&fleet);
@@ -98,9 +131,10 @@ const struct command command_agents = {
 	.help = "The agents of all hosts, those first that are in trouble. Each is asked whether\n"
 		"it has what is committed, and has a second to answer.\n"
 		"\n"
-		"  ok      it has\n"
-		"  behind  it lives, but has not said so\n"
-		"  silent  not seen for 10 s, and it did not stop in order; forgotten after a day\n"
+		"  ok       it has\n"
+		"  behind   it lives, but has not said so\n"
+		"  silent   not seen for 10 s, and not stopped in order; forgotten after a day\n"
+		"  unknown  it lives, but none could be asked; the exit status tells why\n"
 		"\n"
 		"  --limit N  at most so many, 1 to 1000; 1000 if left out\n",
 	.options = options,

@@ -73,6 +73,7 @@ static int run_reset(struct cbctl *cbctl, const struct parsed *parsed)
 #define HELP                                                                                   \
 	"Closes the breaker, sets its failures to 0 and resolves its incident. When this\n"    \
 	"returns, it is committed in Postgres and every process of this host sees it.\n"       \
+	"A breaker that does not exist is made, with a warning.\n"                             \
 	"\n"                                                                                   \
 	"  --by WHO       who decided it; your user name if left out\n"                        \
 	"  --reason TEXT  what goes into the incident's notes; \"Manual reset\" if left out\n" \

@@ -399,7 +399,7 @@ enum cbshm_event_kind {
 struct cbshm_event {
 	enum cbshm_event_kind kind;
 	int error;         /* CBSHM_EVENT_LOST: why */
-	char message[256]; /* CBSHM_EVENT_LOST: the same in words, and what to do */
+	char message[512]; /* CBSHM_EVENT_LOST: the same in words, and what to do */
 	struct cbshm_state state;
 };
 
@@ -440,7 +440,7 @@ CBSHM_PUBLIC void cbshm_subscription_close(struct cbshm_subscription *subscripti
 
 /*
  * Any thread may write at any time: all share one connection, on which calls do not wait for each
- * other's answers, and each keeps its own deadline (on CLOCK_MONOTONIC; signals do not shorten or
+ * other's answers (or up to four, while somebody's locked row holds up the answers on one), and each keeps its own deadline (on CLOCK_MONOTONIC; signals do not shorten or
  * lengthen it). No SIGPIPE is raised. The child of a fork() may go on at once, also if another
  * thread of the parent was in the middle of a write: it connects by itself.
  */
@@ -451,7 +451,7 @@ CBSHM_PUBLIC void cbshm_subscription_close(struct cbshm_subscription *subscripti
  */
 struct cbshm_call {
 	int timeout_ms; /* in: the deadline, 1 to 3600000 ms from now; 0 = CBSHM_DEFAULT_TIMEOUT_MS */
-	char message[256]; /* out: after an error, what is wrong and what to do; else "" */
+	char message[512]; /* out: after an error, what is wrong and what to do; else "" */
 };
 
 struct cbshm_incident {
@@ -650,7 +650,8 @@ CBSHM_PUBLIC void cbshm_fleet_free(struct cbshm_fleet *fleet);
  * Any method of io.cbshm(7), for those that have no function here: `method` such as "GetLog",
  * `parameters` a JSON object without timeout_ms, or NULL. `reply` becomes the parameters of the
  * reply as JSON, to be freed with free(3), or NULL. The outcome of a lost answer is unknown
- * (CBSHM_ERR_UNKNOWN) unless the method's name begins with Get.
+ * (CBSHM_ERR_UNKNOWN) unless the method's name begins with Get. CBSHM_ERR_INVALID: also if the agent
+ * has no such method, or it is Subscribe.
  */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_call_json(struct cbshm *client, const char *method,
 						  const char *parameters, struct cbshm_call *call,

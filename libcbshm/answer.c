@@ -20,6 +20,7 @@
 #include "libcbshm/name.h"
 #include "libcbshm/timestamp.h"
 
+#define MALFORMED "io.cbshm.Malformed"
 #define DEPTH_MAX 1000 /* of objects and arrays in a reply; cJSON takes no more either */
 
 static int not_cbshm(struct cbshm_call *call, const char *what)
@@ -44,13 +45,46 @@ static const struct {
 	{"io.cbshm.Timeout", CBSHM_ERR_TIMEOUT},
 	{"io.cbshm.OutcomeUnknown", CBSHM_ERR_UNKNOWN},
 	{"io.cbshm.LimitExceeded", CBSHM_ERR_REFUSED},
-	{"io.cbshm.Malformed", CBSHM_ERR_PROTOCOL},
+	{MALFORMED, CBSHM_ERR_PROTOCOL},
 	{"io.cbshm.DatabaseError", CBSHM_ERR_REFUSED},
+};
+
+/* Those that come without a message; what they are about stands in a parameter. Not one was carried out. */
+static const struct {
+	const char *name;
+	const char *subject;
+	const char *message;
+} service_errors[] = {
+	{"org.varlink.service.MethodNotFound", "method",
+	 "the agent does not have this method: is its name right, and do the versions of cbagent "
+	 "and libcbshm fit?"},
+	{"org.varlink.service.InterfaceNotFound", "interface",
+	 "the agent does not have this interface: is the method's name right?"},
+	{"org.varlink.service.InvalidParameter", "parameter",
+	 "the agent does not take this parameter"},
+	{"org.varlink.service.ExpectedMore", NULL,
+	 "this method answers more than once: there is cbshm_subscribe() for it"},
 };
 
 static const char *string_of(const cJSON *object, const char *name)
 {
 	return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(object, name));
+}
+
+static int service_error(const char *name, const cJSON *parameters, struct cbshm_call *call)
+{
+	for (size_t i = 0; i < sizeof(service_errors) / sizeof(*service_errors); i++) {
+		const char *subject = service_errors[i].subject;
+
+		if (strcmp(service_errors[i].name, name) != 0)
+			continue;
+		subject = subject != NULL ? string_of(parameters, subject) : NULL;
+		return call_fail(call, CBSHM_ERR_INVALID, "%s%s%s", subject != NULL ? subject : "",
+				 subject != NULL ? ": " : "", service_errors[i].message);
+	}
+	return call_fail(call, CBSHM_ERR_PROTOCOL,
+			 "the agent answered %.100s: do the versions of cbagent and libcbshm fit?",
+			 name);
 }
 
 static int answered_error(const char *name, const cJSON *parameters, struct cbshm_call *call)
@@ -68,9 +102,14 @@ static int answered_error(const char *name, const cJSON *parameters, struct cbsh
 					 sqlstate);
 		return call_fail(call, errors[i].error, "%s", message);
 	}
-	return call_fail(call, CBSHM_ERR_PROTOCOL,
-			 "the agent answered %.100s: do the versions of cbagent and libcbshm fit?",
-			 name);
+	return service_error(name, parameters, call);
+}
+
+bool answer_is_malformed(const cJSON *root)
+{
+	const char *error = string_of(root, "error");
+
+	return error != NULL && strcmp(error, MALFORMED) == 0;
 }
 
 /* The text of a member of the object that begins at `text`; NULL if there is none. */

@@ -20,6 +20,9 @@
 int answer_parse(const char *reply, struct cbshm_call *call, cJSON **root,
 		 const cJSON **parameters);
 
+/* Does the reply say that the agent could not read the call, and so has not carried it out? */
+bool answer_is_malformed(const cJSON *root);
+
 /* The parts of a reply. CBSHM_ERR_PROTOCOL if they are not what io.cbshm says. */
 int answer_changed(const cJSON *parameters, struct cbshm_call *call, bool *changed);
 int answer_incident_id(const cJSON *parameters, struct cbshm_call *call, char id[CBSHM_UUID_SIZE]);

@@ -41,6 +41,7 @@ struct exchange {
 	cJSON *root;
 	const cJSON *answer;
 	bool answered;  /* by the attempt just made: the error, if any, is the agent's own */
+	bool unread;    /* by the attempt just made: the agent says that it could not read it */
 	bool sent;      /* by the attempt just made: the agent may have acted on it */
 	bool reused;    /* by the attempt just made: the connection was not new */
 	bool uncertain; /* an earlier attempt may have been applied */
@@ -84,7 +85,7 @@ static int attempt(struct exchange *exchange)
 	size_t size = 0;
 	int error;
 
-	exchange->sent = exchange->answered = exchange->reused = false;
+	exchange->sent = exchange->answered = exchange->unread = exchange->reused = false;
 	if (process == NULL)
 		return call_fail_memory(exchange->call);
 	reports_nudge(process->reports);
@@ -104,6 +105,7 @@ static int attempt(struct exchange *exchange)
 	if (error == CBSHM_ERR_PROTOCOL || error == CBSHM_ERR_REFUSED)
 		pipelines_distrust(process->pipelines, &result);
 	if (error != 0) {
+		exchange->unread = answer_is_malformed(exchange->root);
 		cJSON_Delete(exchange->root);
 		exchange->root = NULL;
 	}
@@ -118,7 +120,8 @@ static bool left_uncertain(const struct exchange *exchange, int error)
 	if (exchange->kind == CLIENT_READ || exchange->kind == CLIENT_WAIT || !exchange->sent)
 		return false;
 	if (exchange->answered)
-		return error == CBSHM_ERR_UNKNOWN || error == CBSHM_ERR_PROTOCOL;
+		return error == CBSHM_ERR_UNKNOWN ||
+		       (error == CBSHM_ERR_PROTOCOL && !exchange->unread);
 	return true;
 }
 

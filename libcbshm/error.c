@@ -69,17 +69,13 @@ const char *cbshm_version(void)
 int call_fail(struct cbshm_call *call, int error, const char *format, ...)
 {
 	const int saved_errno = errno;
-	const size_t size = sizeof(call->message);
 	char text[1024];
-	size_t length;
 	va_list args;
 
 	va_start(args, format);
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
-	length = utf8_cut(text, strlen(text), size - 1);
-	memcpy(call->message, text, length);
-	call->message[length] = '\0';
+	utf8_copy_sentence(call->message, sizeof(call->message), text);
 	errno = saved_errno;
 	return error;
 }

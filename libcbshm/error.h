@@ -9,7 +9,7 @@
 #include "cbshm.h"
 
 /*
- * Writes the message of a failed call, cut between characters if it does not fit, and returns
+ * Writes the message of a failed call, cut between words if it does not fit, and returns
  * `error` for `return`. errno stays as it is.
  */
 int call_fail(struct cbshm_call *call, int error, const char *format, ...)

@@ -116,6 +116,25 @@ size_t utf8_cut(const char *text, size_t length, size_t room)
 	return end;
 }
 
+void utf8_copy_sentence(char *to, size_t size, const char *text)
+{
+	static const char more[] = "...";
+	const size_t length = strlen(text);
+	size_t used = utf8_cut(text, length, size - 1);
+
+	if (used < length) {
+		used = utf8_cut(text, length, size - sizeof(more));
+		for (size_t i = used; i > used / 2; i--) {
+			if (text[i] == ' ') {
+				used = i;
+				break;
+			}
+		}
+	}
+	memcpy(to, text, used);
+	strcpy(to + used, used < length ? more : "");
+}
+
 bool utf8_has_control(const char *text, const char *allowed)
 {
 	for (const unsigned char *p = (const unsigned char *)text; *p; p++) {

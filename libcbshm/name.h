@@ -42,4 +42,7 @@ bool utf8_has_control(const char *text, const char *allowed);
 /* The longest prefix of valid UTF-8 of at most `room` bytes that ends at a character's end. */
 size_t utf8_cut(const char *text, size_t length, size_t room);
 
+/* Copies a sentence into `size` >= 4 bytes. One that does not fit is cut behind a word, if there is one, and ends in "...". */
+void utf8_copy_sentence(char *to, size_t size, const char *text);
+
 #endif /* LIBCBSHM_NAME_H */

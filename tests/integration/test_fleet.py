@@ -319,6 +319,28 @@ class Alone(unittest.TestCase):
             self.assertEqual(len(refused), 4, refused)
             self.assertIn("16 clients of this user", refused[0])
 
+    def test_agents_that_cannot_be_asked(self):
+        """As many wait already as may; what cbctl shows then is not that all is well."""
+        config = {"segment": {"capacity": "16"}}
+        with Postgres().migrate() as postgres, start(postgres, "small", config=config) as agent, \
+                start(postgres, "large"):
+            wait_for(lambda: re.findall(r"(?m)^(\w+) .*/large ", agent.cbctl("agents", check=0).out) == ["ok"], 10)
+            postgres.psql("INSERT INTO cbshm.breaker (name) SELECT 'b' || i FROM generate_series(1, 17) i")
+            for _ in range(64):
+                client = agent.connect()
+                self.addCleanup(client.close)
+                client.send("WaitFleet", {"timeout_ms": 60000})
+
+            def shown():
+                document = agent.cbctl("agents", "--json", check=7).json()
+                self.assertEqual(document["fleet"]["error"], "refused")
+                return {each["instance"]: each["state"] for each in document["agents"]}
+            wait_for(lambda: shown() == {"small": "behind", "large": "unknown"}, 20, what="both states")
+            result = agent.cbctl("agents", check=7)
+            self.assertRegex(result.out, r"(?m)^behind   \S+/small +seen")
+            self.assertRegex(result.out, r"(?m)^unknown  \S+/large +seen")
+            self.assertIn("could not be asked whether they have everything", result.err)
+
     def test_database_away(self):
         with Postgres().migrate() as postgres, start(postgres, "lonely") as agent:
             agent.cbctl("disable", "b", "--reason", "x", check=0)

@@ -127,6 +127,24 @@ static void test_keys(void)
 	CU_ASSERT(!name_key_get(&key, name));
 }
 
+static void test_sentences(void)
+{
+	char text[12];
+
+	utf8_copy_sentence(text, sizeof(text), "twelve byte");
+	CU_ASSERT_STRING_EQUAL(text, "twelve byte");
+	utf8_copy_sentence(text, sizeof(text), "thirteen byte");
+	CU_ASSERT_STRING_EQUAL(text, "thirteen...");
+	utf8_copy_sentence(text, sizeof(text), "one two three");
+	CU_ASSERT_STRING_EQUAL(text, "one two...");
+	utf8_copy_sentence(text, sizeof(text), "\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac");
+	CU_ASSERT_STRING_EQUAL(text, "\xe2\x82\xac\xe2\x82\xac...");
+	utf8_copy_sentence(text, 4, "abcd");
+	CU_ASSERT_STRING_EQUAL(text, "...");
+	utf8_copy_sentence(text, 4, "");
+	CU_ASSERT_STRING_EQUAL(text, "");
+}
+
 static void test_cut(void)
 {
 	CU_ASSERT_EQUAL(utf8_cut("abc", 3, 10), 3);
@@ -178,6 +196,7 @@ int main(void)
 	CU_add_test(suite, "names that are none", test_names_refused);
 	CU_add_test(suite, "keys, and keys from a damaged segment", test_keys);
 	CU_add_test(suite, "text is cut between characters", test_cut);
+	CU_add_test(suite, "a sentence is cut behind a word", test_sentences);
 	CU_add_test(suite, "names of segments", test_segment_names);
 	return tap_run_cunit();
 }
