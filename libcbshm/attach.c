@@ -38,6 +38,7 @@
 #define DEFAULT_SOCKET  "/run/cbshm/io.cbshm"
 #define DEFAULT_OWNER   "cbagent"
 #define RETRY_NS        INT64_C(1000000000)
+#define MISSING_NS      INT64_C(10000000)
 #define FOLLOW_TRIES    8 /* replacements under one call */
 
 bool try_enter(_Atomic pid_t *flag)
@@ -237,6 +238,20 @@ static int64_t coarse_now(void)
 	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+static bool is_retired(const struct mapping *mapping)
+{
+	return word_load(&segment_header(&mapping->view)->state) == CBSHM_SEGMENT_RETIRED;
+}
+
+/* The name of a retired one's successor is missing: an agent sets that right within a second. */
+static int64_t pause_after(const struct cbshm *client, int error)
+{
+	const struct mapping *mapping = segment_current(client);
+
+	return error == CBSHM_ERR_NO_SEGMENT && mapping && is_retired(mapping) ? MISSING_NS
+									       : RETRY_NS;
+}
+
 /*
  * Makes an attempt, unless the last one was made less than a second ago and it is not to be made `now`. One that has only sent
  * a question to the agent goes on by the clock's next tick, some milliseconds.
@@ -250,6 +265,8 @@ static bool attempt(struct cbshm *client, bool now, bool may_wait)
 		return false;
 	atomic_store_explicit(&reader->next_attempt, time + RETRY_NS, memory_order_relaxed);
 	int error = attach_file(client, may_wait);
+	atomic_store_explicit(&reader->next_attempt, time + pause_after(client, error),
+			      memory_order_relaxed);
 	if (error == DESCRIPTOR_PENDING) {
 		atomic_store_explicit(&reader->next_attempt, time + 1, memory_order_relaxed);
 		error = CBSHM_ERR_NO_SEGMENT;
@@ -276,25 +293,20 @@ int segment_attach(struct cbshm *client, bool now)
 /*
  * The agent first sets MOVED in every word, then gives the name to the new segment, then retires the old one.
  * In between, or after a kill in between, only the name tells which of the two counts: it is looked at each time. A
- * retired one has a successor: one attempt at once finds it, or else one a second.
+ * retired one has a successor: one attempt at once finds it, or else one a second, or one in 10 ms while the name is missing.
  */
 bool segment_follow(struct cbshm *client, struct mapping *from, bool may_wait)
 {
 	if (segment_current(client) != from)
 		return true;
-	bool retired = word_load(&segment_header(&from->view)->state) == CBSHM_SEGMENT_RETIRED;
+	bool retired = is_retired(from);
 	bool now = !retired || !atomic_load_explicit(&from->followed, memory_order_relaxed);
 	bool made = attempt(client, now, may_wait);
 
 	if (segment_current(client) != from)
 		return true;
-	/*
-	 * Only now: a child could have got this from another thread, and not the new mapping. And not while the name is
-	 * missing, which an agent sets right within a second.
-	 */
-	if (made && retired &&
-	    atomic_load_explicit(&client->reader->error, memory_order_relaxed) !=
-		    CBSHM_ERR_NO_SEGMENT)
+	/* Only now: a child could have got this from another thread, and not the new mapping. */
+	if (made && retired)
 		atomic_store_explicit(&from->followed, true, memory_order_relaxed);
 	return false;
 }

@@ -122,6 +122,35 @@ class Loop(unittest.TestCase):
         asked = next(i for i, call in enumerate(calls) if '"spin loop/strace' in call)
         self.assertIn('"disabled 0', calls[asked + 1], "a million checks, and not one system call between")
 
+    def test_a_missing_successor_is_looked_for_now_and_then(self):
+        """The engine's segment has been replaced, by one that nobody can reach: its checks do not become system calls."""
+        if not shutil.which("strace"):
+            self.skipTest("strace is not installed")
+        config = {"segment": {"capacity": "2048"}, "agent": {"instance": "replaced"}}
+        with Agent(self.postgres, config=config) as agent:
+            agent.cbctl("disable", "loop/left", "--reason", "x", check=0)
+            trace = os.path.join(agent.scratch.path, "strace")
+            with Probe(agent, prefix=["strace", "-o", trace]) as engine:
+                try:
+                    self.assertTrue(engine.disabled("loop/left"))
+                except EOFError:
+                    self.skipTest("strace may not trace here")
+                agent.stop()
+                agent.config["segment"]["capacity"] = "4096"
+                agent.write_config()
+                agent.start()
+                agent.stop()
+                os.unlink("/dev/shm" + agent.segment)
+                self.assertEqual(engine.ask("spin loop/left 100000"), "disabled 100000")
+                agent.start()
+                agent.cbctl("enable", "loop/left", check=0)
+                wait_for(lambda: not engine.disabled("loop/left"), 10, what="the successor")
+            with open(trace, encoding="utf-8") as file:
+                calls = list(file)
+        asked = next(i for i, call in enumerate(calls) if '"spin loop/left' in call)
+        answered = next(i for i, call in enumerate(calls) if '"disabled 100000' in call)
+        self.assertLess(answered - asked, 2000, calls[asked:asked + 20])
+
     def test_group_members_report_and_admins_decide(self):
         if os.getuid() != 0:
             self.skipTest("needs root to become other users")
