@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: ISC
 """Fail-over: a primary, a synchronous standby, and an agent that knows both."""
+import contextlib
 import os
 import time
 
@@ -58,9 +59,9 @@ class Standby(ServerTest):
         wait_for(agent.is_ready, 20)
         agent.writes_again()
 
-    def test_primary_that_is_cut_off_from_its_standby(self):
-        """It answers, but no commit ends, and its standby is promoted."""
-        agent = self.agent(self.primary, conninfo=self.both())
+    @contextlib.contextmanager
+    def promoted_beside_a_commit(self, agent):
+        """The standby is away, so that a commit of the primary does not end, and comes back as a primary; the client that waits."""
         agent.call("Enable", name="x")
         self.standby.stop()
         with agent.connect() as client:
@@ -68,6 +69,12 @@ class Standby(ServerTest):
             self.standby.options["primary_conninfo"] = ""
             self.standby.start()
             self.standby.promote()
+            yield client
+
+    def test_primary_that_is_cut_off_from_its_standby(self):
+        """It answers, but no commit ends, and its standby is promoted."""
+        agent = self.agent(self.primary, conninfo=self.both())
+        with self.promoted_beside_a_commit(agent) as client:
             tap.note(f"after a promotion beside a primary that waits: {agent.writes_again():.2f} s")
             with self.assertRaises(VarlinkError) as caught:
                 client.receive()
@@ -108,13 +115,7 @@ class Standby(ServerTest):
         """Two hosts of the list are the primary, of which nobody hears any more; the third is the standby that was promoted."""
         hosts = f"{self.primary.host},{self.other_way()},{self.standby.host}"
         agent = self.agent(self.primary, conninfo=f"host={hosts} dbname=cbshm user={AGENT_USER}")
-        agent.call("Enable", name="x")
-        self.standby.stop()
-        with agent.connect() as client:
-            client.send("Disable", {"name": "x", "reason": "y", "timeout_ms": 20000})
-            self.standby.options["primary_conninfo"] = ""
-            self.standby.start()
-            self.standby.promote()
+        with self.promoted_beside_a_commit(agent):
             tap.note(f"after a promotion behind another way to the primary: {agent.writes_again():.2f} s")
         self.assertIn("is silent, and another one takes writes", agent.log())
 
