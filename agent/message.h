@@ -46,7 +46,10 @@ struct fault {
 	char message[640];
 };
 
-/* Fills a fault; texts that do not fit are cut between characters, the message between words. `subject` may be NULL. Returns false, for `return`. */
+/*
+ * Fills a fault; texts that do not fit are cut between characters, the message between words. `subject` may be NULL. Returns false,
+ * for `return`.
+ */
 bool fault_set(struct fault *fault, enum reply_error error, const char *subject, const char *format,
 	       ...) __attribute__((format(printf, 4, 5)));
 
