@@ -25,9 +25,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from run import machine, write  # noqa: E402  (beside this file)
 from support.agent import Agent, program, wait_for  # noqa: E402
+from support.alertmanager import Alertmanager  # noqa: E402
 from support.postgres import AGENT_USER, Postgres, bindir  # noqa: E402
 from support.probe import Probe  # noqa: E402
 from support.scratch import Scratch  # noqa: E402
+from support.tap import SkipTest  # noqa: E402
 
 
 def quantile(values, q):
@@ -75,7 +77,7 @@ def notified(scratch, args):
         agent = Agent(postgres)
         time.sleep(0.5)
         done = subprocess.run([program("tests/bench/notified"), postgres.conninfo(), "hot", str(args.commits), "200",
-                               "500"], env=agent.environment(), stdout=subprocess.PIPE, text=True, check=True)
+                               "500", "0"], env=agent.environment(), stdout=subprocess.PIPE, text=True, check=True)
         agent.close()
     times = json.loads(done.stdout)
     return {f"p{q}": {kind: quantile(values, q / 100) for kind, values in times.items()} for q in (50, 99)}
@@ -172,12 +174,11 @@ def storm(scratch, args):
                       "FROM generate_series(1, 10000) n")
         agent = Agent(postgres, config={"segment": {"capacity": "16384"}})
         at_once = _at_once(postgres, agent)
-        postgres.psql("UPDATE cbshm.breaker SET disabled = false WHERE name = 'storm/10000'")
         stream = _stream(postgres, agent, "storm/10000", args.seconds)
-        wait_for(lambda: _same(postgres, agent), 10, "the mirror of all changes")
         away = _away(postgres, agent)
+        told = _told(postgres, agent, "storm/10000", args.seconds)
         agent.close()
-    return {"at_once": at_once, "stream": stream, "away": away}
+    return {"at_once": at_once, "stream": stream, "told": told, "away": away}
 
 
 def _cpu(pid):
@@ -213,26 +214,41 @@ def _at_once(postgres, agent):
 
 def _stream(postgres, agent, name, seconds):
     """Changes as fast as a thousand a second; meanwhile a breaker is changed 15 times a second, and looked at."""
+    postgres.psql(f"UPDATE cbshm.breaker SET disabled = false WHERE name = '{name}'")
     script = ("\\set n random(1, 9999)\nUPDATE cbshm.breaker SET disabled = NOT disabled "
               "WHERE name = 'storm/' || to_char(:n::int, 'FM00000');\n")
     path = os.path.join(postgres.scratch.path, "stream.sql")
     write(path, script)
     load = subprocess.Popen([os.path.join(bindir(), "pgbench"), "-n", "-c", "4", "-R", "1000", "-T", str(seconds), "-f",
                              path, postgres.conninfo()], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    done = subprocess.run([program("tests/bench/notified"), postgres.conninfo(), name, str(seconds * 15), "1", "50000"],
-                          env=agent.environment(), stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([program("tests/bench/notified"), postgres.conninfo(), name, str(seconds * 15), "1", "50000",
+                           "100"], env=agent.environment(), stdout=subprocess.PIPE, text=True, check=True)
     rate = float(re.search(r"tps = ([0-9.]+)", load.communicate()[0]).group(1))
     times = json.loads(done.stdout)
+    wait_for(lambda: _same(postgres, agent), 10, "the mirror of all changes")
 
     def lag(known, answered):
         return max(0, known - answered) / 1000
-    # Beside such a load the one that only looks has to wait for a processor: then the one that is woken saw it first.
-    lags = {"segment": [lag(min(shown, seen), answered)
-                        for answered, shown, seen in zip(times["answered"], times["shown"], times["seen"])],
-            "bare": [lag(heard, answered) for answered, heard in zip(times["answered"], times["heard"])]}
+    lags = {kind: [lag(known, answered) for answered, known in zip(times["answered"], times[column])]
+            for kind, column in (("segment", "shown"), ("bare", "heard"))}
     return {"changes_per_second": rate, "samples": len(lags["segment"]),
             **{kind: {"p50_ms": quantile(each, 0.5), "p99_ms": quantile(each, 0.99), "max_ms": max(each)}
                for kind, each in lags.items()}}
+
+
+def _told(postgres, agent, name, seconds):
+    """The same while the agent tells Alertmanager of each of them, and of all those before; None without an Alertmanager."""
+    try:
+        alertmanager = Alertmanager(postgres.scratch)
+    except SkipTest:
+        return None
+    agent.config["alertmanager"] = {"url": alertmanager.url}
+    agent.write_config()
+    agent.sighup()
+    stream = _stream(postgres, agent, name, seconds)
+    stream["alerts"] = int(postgres.value("SELECT count(*) FROM cbshm.alert_queue WHERE status = 'sent'"))
+    alertmanager.kill9()
+    return stream
 
 
 def _away(postgres, agent):
@@ -255,11 +271,12 @@ def show_storm(runs):
           f"commit (at most {once['agent_ms']['max']:.0f}); a bare listener has read it after {once['bare_ms']['median']:.0f} ms "
           f"(at most {once['bare_ms']['max']:.0f}); us of CPU for each: agent {once['agent_cpu_us']['median']:.1f}, listener "
           f"{once['bare_cpu_us']['median']:.1f}")
-    stream = run["stream"]
-    lags = [f"{where} p50 {lag['p50_ms']:.1f} ms, p99 {lag['p99_ms']:.1f} ms, max {lag['max_ms']:.1f} ms"
-            for where, lag in (("segment", stream["segment"]), ("bare listener", stream["bare"]))]
-    print(f"{stream['changes_per_second']:.0f} changes/s, behind the commit's answer: {'; '.join(lags)}, of {stream['samples']}; "
-          "nothing lost")
+    for stream in filter(None, (run["stream"], run["told"])):
+        lags = [f"{where} p50 {lag['p50_ms']:.1f} ms, p99 {lag['p99_ms']:.1f} ms, max {lag['max_ms']:.1f} ms"
+                for where, lag in (("segment", stream["segment"]), ("bare listener", stream["bare"]))]
+        beside = f", beside {stream['alerts']} alerts taken by Alertmanager" if "alerts" in stream else ""
+        print(f"{stream['changes_per_second']:.0f} changes/s{beside}; behind the commit's answer: {'; '.join(lags)}, of "
+              f"{stream['samples']}; nothing lost")
     print(f"away for {run['away']['changes']} changes: {run['away']['loads']} load, {run['away']['seconds']:.2f} s from the "
           "start of the process")
 

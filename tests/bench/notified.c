@@ -3,12 +3,13 @@
  *
  * SPDX-License-Identifier: ISC
  *
- *	notified CONNINFO BREAKER COMMITS WARMUP PAUSE_US
+ *	notified CONNINFO BREAKER COMMITS WARMUP PAUSE_US LOOK_US
  *
  * One thread commits changes of a breaker. Another one does what the simplest listener does: it LISTENs with libpq, sleeps in
  * poll(2), and is done when the notification is read. An agent hears of the commit in the same way; how long it takes until its
- * segment (CBSHM_SEGMENT) shows it is seen by a third thread that checks the breaker over and over, on a core that has nothing
- * else to do: it has the lowest scheduling class. A fourth one is an engine that sleeps in cbshm_wait(), and has to be woken in its
+ * segment (CBSHM_SEGMENT) shows it is seen by a third thread that checks the breaker every LOOK_US. If that is 0, it does so over
+ * and over, on a core that has nothing else to do: it has the lowest scheduling class. (Where all cores are busy it would still hold
+ * up the others, by hundreds of milliseconds.) A fourth one is an engine that sleeps in cbshm_wait(), and has to be woken in its
  * turn. All of that follows from the same commit. Prints JSON: microseconds from sending the COMMIT to each of them, and to
  * the answer of the commit itself.
  */
@@ -32,6 +33,7 @@
 
 static const char *conninfo, *breaker_name;
 static struct cbshm *client;
+static useconds_t look_every;
 static _Atomic int64_t heard_at, shown_at, seen_at;
 static _Atomic uint32_t heard, shown, seen; /* how many commits each of them knows of */
 static atomic_bool stop;
@@ -93,10 +95,14 @@ static void *look_for_it(void *arg)
 	struct cbshm_breaker *breaker = arg;
 	uint32_t epoch = cbshm_check(breaker).epoch;
 
-	pthread_setschedparam(pthread_self(), SCHED_IDLE, &none);
+	if (look_every == 0)
+		pthread_setschedparam(pthread_self(), SCHED_IDLE, &none);
 	while (!stop) {
-		const uint32_t now = cbshm_check(breaker).epoch;
+		uint32_t now;
 
+		if (look_every != 0)
+			usleep(look_every);
+		now = cbshm_check(breaker).epoch;
 		if (now != epoch) {
 			shown_at = now_ns();
 			shown += now - epoch;
@@ -187,13 +193,14 @@ int main(int argc, char **argv)
 	PGconn *connection;
 	int count, warmup;
 
-	if (argc != 6) {
-		fprintf(stderr, "usage: notified CONNINFO BREAKER COMMITS WARMUP PAUSE_US\n");
+	if (argc != 7) {
+		fprintf(stderr, "usage: notified CONNINFO BREAKER COMMITS WARMUP PAUSE_US LOOK_US\n");
 		return 2;
 	}
 	conninfo = argv[1];
 	breaker_name = argv[2];
 	warmup = atoi(argv[4]);
+	look_every = (useconds_t)atoi(argv[6]);
 	count = atoi(argv[3]) + warmup;
 	if (cbshm_open(NULL, &client) != 0 ||
 	    cbshm_breaker_open(client, breaker_name, &breaker) != 0)
