@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 /* The schema this agent was built for: the number of the last migration. */
-#define CBSHM_SCHEMA_VERSION 12
+#define CBSHM_SCHEMA_VERSION 13
 
 struct agent;
 struct connection;

@@ -42,9 +42,10 @@
 #define TURN_DEAF     1000000 /* without notifications */
 #define TURN_SPREAD   20000   /* not all agents of the fleet ask in the same millisecond */
 #define SKIP_AFTER    5000000 /* as long are other agents given that may know an Alertmanager */
+#define SKIP_PAUSE    20000   /* notifications get through between two helpings */
 #define REPEAT_LOG    60000000
 
-#define INCIDENTS_MAX 200
+#define INCIDENTS_MAX 20 /* in one turn: while a statement runs, its session hears of no change */
 #define VAIN_MAX      8
 
 enum outbox_state { OUTBOX_IDLE, OUTBOX_CLAIMING, OUTBOX_SENDING };
@@ -80,7 +81,7 @@ struct outbox {
 	bool sampling;
 };
 
-/* Whatever this agent still holds is from a turn that has not come to its end. */
+/* Whatever this agent still holds is from a turn that has not come to its end, or stands beside what was sent. */
 static const char sql_release[] = "SELECT cbshm.alerts_release($1)";
 static const char sql_claim[] =
 	"SELECT id, breaker, kind, repeated,"
@@ -176,13 +177,19 @@ static void next_turn(struct outbox *outbox, int64_t microseconds)
 	set_timer(outbox->timer, microseconds);
 }
 
+/* Something new is due, which nobody waits for if it is not to be sent. */
+static int64_t soon(const struct outbox *outbox)
+{
+	return (outbox->alertmanager != NULL ? 0 : SKIP_AFTER) + spread();
+}
+
 static void hurry(struct outbox *outbox)
 {
 	if (outbox->hurried)
 		return;
 	outbox->hurried = true;
 	if (outbox->state == OUTBOX_IDLE)
-		next_turn(outbox, spread());
+		next_turn(outbox, soon(outbox));
 }
 
 /* Nothing is left of this batch. */
@@ -202,7 +209,8 @@ static void wait_for_due(struct outbox *outbox, const PGresult *due, int64_t pat
 		delay = atoll(PQgetvalue(due, 0, 0)) * 1000 + patience;
 	if (delay == 0)
 		delay = TURN_MIN;
-	next_turn(outbox, outbox->hurried ? spread() : (delay < limit ? delay : limit) + spread());
+	delay = (delay < limit ? delay : limit) + spread();
+	next_turn(outbox, outbox->hurried ? soon(outbox) : delay);
 }
 
 /* ---- how Alertmanager is ---- */
@@ -224,30 +232,42 @@ static void note_failure(struct outbox *outbox, const char *reason)
 	outbox->logged_at = outbox->failed_at;
 }
 
+static void wake(struct outbox *outbox);
+
 static void on_woken(struct unit *unit, enum unit_end end, void *arg)
 {
+	struct outbox *outbox = arg;
+
 	if (end == UNIT_FAILED)
 		log_problem(LOG_LEVEL_WARNING, "alerts_not_woken", again_hint, "reason=%s",
 			    LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
-	hurry(arg);
+	hurry(outbox);
+	if (end == UNIT_DONE && !outbox->failing && is_live(outbox) &&
+	    atoll(PQgetvalue(unit_result(unit, 0), 0, 0)) > 0)
+		wake(outbox);
 }
 
-/* It answers: what waited for that is due. */
+/* What waited for it is due, a helping at a time. */
+static void wake(struct outbox *outbox)
+{
+	struct unit *unit = unit_new(on_woken, outbox);
+
+	unit_add(unit, sql_wake, 1, number_text((double)(now() - outbox->failed_at) / 1000000));
+	run_change(outbox, unit);
+}
+
+/* It answers. */
 static void note_success(struct outbox *outbox)
 {
-	const double away = (double)(now() - outbox->failed_at) / 1000000;
-	struct unit *unit;
-
 	if (!outbox->failing || !is_live(outbox))
 		return;
 	outbox->failing = false;
 	event_del(outbox->probe);
 	if (*outbox->logged != '\0')
-		log_event(LOG_LEVEL_INFO, "alertmanager_available", "after=%.1f", away);
+		log_event(LOG_LEVEL_INFO, "alertmanager_available", "after=%.1f",
+			  (double)(now() - outbox->failed_at) / 1000000);
 	*outbox->logged = '\0';
-	unit = unit_new(on_woken, outbox);
-	unit_add(unit, sql_wake, 1, number_text(away));
-	run_change(outbox, unit);
+	wake(outbox);
 }
 
 static void on_probed(enum delivery_end end, const char *reason, void *arg)
@@ -424,6 +444,18 @@ static void turn_failed(struct outbox *outbox, const struct unit *unit, enum uni
 	next_turn(outbox, 5 * TURN_MIN);
 }
 
+static void on_due(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct outbox *outbox = arg;
+
+	if (end != UNIT_DONE) {
+		turn_failed(outbox, unit, end);
+		return;
+	}
+	change_state(outbox, OUTBOX_IDLE);
+	wait_for_due(outbox, unit_result(unit, 0), 0);
+}
+
 static void on_claimed(struct unit *unit, enum unit_end end, void *arg)
 {
 	struct outbox *outbox = arg;
@@ -436,8 +468,10 @@ static void on_claimed(struct unit *unit, enum unit_end end, void *arg)
 		change_state(outbox, OUTBOX_IDLE);
 		next_turn(outbox, TURN_MIN);
 	} else if (PQntuples(unit_result(unit, 1)) == 0) {
-		change_state(outbox, OUTBOX_IDLE);
-		wait_for_due(outbox, unit_result(unit, 2), 0);
+		unit = unit_new(on_due, outbox);
+		unit_add(unit, sql_due, 0);
+		unit_prepared(unit);
+		run_unit(outbox, unit);
 	} else {
 		outbox->claimed = unit_take_result(unit, 1);
 		outbox->claimed_at = unit_sent_at(unit);
@@ -467,7 +501,12 @@ static void on_skipped(struct unit *unit, enum unit_end end, void *arg)
 			    "count=%s", PQgetvalue(unit_result(unit, 0), 0, 0));
 	}
 	change_state(outbox, OUTBOX_IDLE);
-	wait_for_due(outbox, unit_result(unit, 1), SKIP_AFTER);
+	if (skipped > 0) {
+		outbox->hurried = true;
+		next_turn(outbox, SKIP_PAUSE);
+	} else {
+		wait_for_due(outbox, unit_result(unit, 1), SKIP_AFTER);
+	}
 }
 
 static void turn(struct outbox *outbox)
@@ -490,8 +529,6 @@ static void turn(struct outbox *outbox)
 		unit_add(unit, sql_claim, 4, memory_copy(outbox->name), text_take(&max),
 			 number_text((double)LEASE / 1000000),
 			 memory_copy(runbook != NULL ? runbook : ""));
-		unit_prepared(unit);
-		unit_add(unit, sql_due, 0);
 		unit_prepared(unit);
 	}
 	run_change(outbox, unit);

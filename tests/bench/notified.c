@@ -194,7 +194,8 @@ int main(int argc, char **argv)
 	int count, warmup;
 
 	if (argc != 7) {
-		fprintf(stderr, "usage: notified CONNINFO BREAKER COMMITS WARMUP PAUSE_US LOOK_US\n");
+		fprintf(stderr,
+			"usage: notified CONNINFO BREAKER COMMITS WARMUP PAUSE_US LOOK_US\n");
 		return 2;
 	}
 	conninfo = argv[1];

@@ -500,17 +500,24 @@ class Unchecked(unittest.TestCase):
                     last_failure_at, consecutive_failures, drift_threshold, failure_threshold, default_ttl) VALUES
                     ('wild', true, repeat('y', 5000), repeat('ß', 5000), '-infinity', '294276-12-31', 'infinity', -1, 'NaN',
                      -1, '-1 s');
+                INSERT INTO cbshm.breaker (name, disabled, default_ttl) VALUES
+                    ('ages', false, '100000000 years'), ('past', false, '-100000000 years');
                 """)
             with Agent(postgres) as agent:
-                self.assertEqual(agent.header()[2], 2)
+                self.assertEqual(agent.header()[2], 4)
                 self.assertEqual([is_open(agent, name) for name in ("b", "wild")], [True, True])
+                # Counting looks at none of that.
+                for name in ("ages", "past"):
+                    self.assertEqual(error_of(agent.call, "ReportDrift", name=name, drift_score=1.0, sample_count=1)[0], "ok")
+                self.assertEqual([listed(agent, name)["policy"]["default_ttl_seconds"] for name in ("ages", "past")],
+                                 [8640000000, 0])
                 self.assertIn("event=mirror_incomplete", agent.log())
                 self.assertIn("mend the row", agent.log())
                 self.assertEqual(error_of(agent.call, "Enable", name="b")[0], "ok")
                 # What is written again passes the triggers.
                 self.assertEqual(error_of(agent.call, "Enable", name="wild")[1]["sqlstate"], "23514")
                 postgres.psql("DELETE FROM cbshm.breaker WHERE name = 'wild'")
-                wait_for(lambda: agent.header()[2] == 1, 5)
+                wait_for(lambda: agent.header()[2] == 3, 5)
 
 
 class Faults(unittest.TestCase):

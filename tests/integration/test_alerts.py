@@ -11,7 +11,7 @@ import unittest
 from support import tap
 from support.agent import Agent, wait_for
 from support.alertmanager import Alertmanager, Fake
-from support.postgres import Postgres, PostgresError
+from support.postgres import Postgres, PostgresError, bindir
 
 
 def alerting(url, resend=1, **more):
@@ -318,6 +318,32 @@ class Queue(AlertTest):
         self.postgres.psql(f"SELECT cbshm.alerts_sent('one', '{self.ids('held')}', '60 s')")
         self.assertEqual(self.postgres.value("SELECT alert_sent FROM cbshm.incident"), "t")
 
+    def test_marking_waits_for_other_agents(self):
+        """As for one that looks for something to lease: else what was sent is sent once more."""
+        self.postgres.psql("SELECT cbshm.disable('busy', 'x')")
+        path = os.path.join(self.scratch.path, "look.sql")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("BEGIN;\nSELECT FROM cbshm.alert_queue FOR UPDATE;\n\\sleep 5 ms\nCOMMIT;\n")
+        looking = subprocess.Popen([os.path.join(bindir(), "pgbench"), "-n", "-c", "1", "-T", "60", "-f", path,
+                                    self.postgres.conninfo()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(looking.wait)
+        self.addCleanup(looking.kill)
+        for _ in range(10):
+            wait_for(lambda: self.claim("one") != [""], 5)
+            marked = self.postgres.value(f"SELECT cbshm.alerts_sent('one', '{self.ids('busy')}', '0')")
+            self.assertEqual(marked, "1")
+
+    def test_marking_passes_by_what_a_person_has_locked(self):
+        self.postgres.psql("SELECT cbshm.disable('busy', 'x'); SELECT cbshm.disable('free', 'x')")
+        self.claim("one")
+        user = self.session()
+        user.execute("BEGIN")
+        user.execute("SELECT FROM cbshm.alert_queue WHERE breaker = 'busy' FOR UPDATE")
+        ids = "(SELECT array_agg(id) FROM cbshm.alert_queue)"
+        self.assertEqual(self.postgres.value(f"SELECT cbshm.alerts_sent('one', {ids}, '0')"), "1")
+        user.execute("COMMIT")
+        self.assertEqual([self.statuses(name) for name in ("busy", "free")], [[("disable", "pending")], [("disable", "sent")]])
+
     def test_lease_that_has_passed_on(self):
         self.postgres.psql("SELECT cbshm.disable('late', 'x')")
         self.assertEqual(self.claim("slow", lease="0.2 s"), ["late disable false"])
@@ -360,6 +386,66 @@ class Queue(AlertTest):
         self.postgres.psql("UPDATE cbshm.alert_queue SET status = 'sent'")
         with self.assertRaisesRegex(PostgresError, "cannot become pending after it was sent"):
             self.postgres.psql("UPDATE cbshm.alert_queue SET status = 'pending'")
+
+
+class LongQueue(AlertTest):
+    """Of thousands of alerts, in tables that nobody has analyzed: the plans were made while they were short."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        for table in ("breaker", "incident", "alert_queue"):
+            cls.postgres.psql(f"ALTER TABLE cbshm.{table} SET (autovacuum_enabled = false)")
+
+    def fill(self, count, also=""):
+        self.postgres.psql("INSERT INTO cbshm.breaker (name, disabled) SELECT 'many/' || n, true "
+                           f"FROM generate_series(1, {count}) n; {also}")
+
+    def reads(self, call):
+        """How many rows of the alert queue and of the incidents the call has read, and by how many scans of whole tables."""
+        session = self.postgres.session()
+        self.addCleanup(session.close)
+        session.execute("BEGIN")
+        session.execute(f"SELECT count(*) FROM {call}")
+        tuples, scans = session.execute("SELECT sum(coalesce(idx_tup_fetch, 0) + seq_tup_read) || ' ' || sum(seq_scan) "
+                                        "FROM pg_stat_xact_user_tables WHERE relname IN ('alert_queue', 'incident')").split()
+        session.execute("COMMIT")
+        session.close()
+        return int(tuples), int(scans)
+
+    def test_a_turn_reads_what_it_hands_out(self):
+        """And not the queue from its beginning for each of them."""
+        self.fill(5000)
+        ids = "(SELECT array_agg(id) FROM cbshm.alert_queue WHERE leased_by = 'one')"
+        for call in ("cbshm.claim_alerts('one', 50, '20 s')", f"cbshm.alerts_sent('one', {ids}, '60 s')",
+                     "cbshm.claim_alerts('one', 50, '20 s')", f"cbshm.alerts_put_off('one', {ids}, 'no')",
+                     "cbshm.alerts_release('one')", "cbshm.alerts_skipped('0')", "cbshm.alerts_wake('1 min')"):
+            tuples, scans = self.reads(call)
+            tap.note(f"{call}: {tuples} rows")
+            self.assertLess(tuples, 1000, call)
+            self.assertEqual(scans, 0, call)
+
+    def test_all_that_was_put_off_is_due_at_once(self):
+        """More than one statement may take: Alertmanager has come back."""
+        self.fill(700, "UPDATE cbshm.alert_queue SET attempts = 3, next_attempt_at = now() + interval '1 hour'")
+        self.agent(self.fake().url, resend=3600)
+        wait_for(lambda: self.postgres.value("SELECT count(*) FROM cbshm.alert_queue WHERE status = 'sent'") == "700", 15)
+
+    def test_all_that_was_to_be_repeated_is_due_at_once(self):
+        """Once each: what has been sent since is not due again."""
+        self.fill(700, "UPDATE cbshm.alert_queue SET status = 'sent', sent_at = now() - interval '1 min', "
+                       "resend_at = now() + interval '1 hour'")
+        fake = self.fake()
+        self.agent(fake.url, resend=3600)
+        wait_for(lambda: len(set(fake.kinds())) == 700, 15)
+        time.sleep(1)
+        self.assertEqual(len(fake.kinds()), 700)
+
+    def test_all_that_nobody_sends_is_skipped(self):
+        self.fill(700)
+        agent = Agent(self.postgres)
+        self.addCleanup(agent.close)
+        wait_for(lambda: self.postgres.value("SELECT count(*) FROM cbshm.alert_queue WHERE status = 'skipped'") == "700", 30)
 
 
 class Credentials(AlertTest):
