@@ -89,10 +89,14 @@ static const char sql_incarnation[] =
 	" (pg_catalog.pg_control_checkpoint()).timeline_id || '/' ||"
 	" pg_catalog.to_char(stats_reset AT TIME ZONE 'UTC', 'J.SSSS.US') FROM "
 	"pg_catalog.pg_stat_bgwriter";
-/* Which of two server processes wait for a synchronous standby: as long as there is none, no commit ends. */
+/*
+ * Which of two server processes wait for a synchronous standby: as long as there is none, no commit ends. A pooler has numbers of
+ * its own for them: behind it, one of any agent's may be meant.
+ */
 static const char sql_waiting[] =
-	"SELECT coalesce(pg_catalog.bool_or(pid = $1::pg_catalog.int4), false),"
-	" coalesce(pg_catalog.bool_or(pid = $2::pg_catalog.int4), false)"
+	"SELECT coalesce(pg_catalog.bool_or($3::pg_catalog.bool OR pid = $1::pg_catalog.int4),"
+	"  false),"
+	" coalesce(pg_catalog.bool_or($3::pg_catalog.bool OR pid = $2::pg_catalog.int4), false)"
 	" FROM pg_catalog.pg_stat_activity WHERE wait_event = 'SyncRep'";
 static const char sql_heartbeat[] = "SELECT cbshm.heartbeat($1, $2, $3, $4::pg_catalog.int8)";
 
@@ -556,7 +560,8 @@ static void watch_stuck(struct database *database)
 		pids[i] = text_take(&pid);
 	}
 	unit = unit_new(on_why, database);
-	unit_add(unit, sql_waiting, 2, pids[0], pids[1]);
+	unit_add(unit, sql_waiting, 3, pids[0], pids[1],
+		 memory_copy(database->deaf ? "true" : "false"));
 	connection_run(database->control, unit);
 }
 

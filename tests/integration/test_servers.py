@@ -99,6 +99,24 @@ class Pooler(ServerTest):
         session.execute("COMMIT")
         self.assertEqual(agent.outcome("Disable", name="held", reason="x")[0], "ok")
 
+    def test_commit_waits_for_a_standby(self):
+        """Nobody takes the server for dead, although a pooler does not tell which of its sessions is the one that waits."""
+        standby = self.postgres(name="standby", scratch=self.server.scratch, standby_of=self.server)
+        self.server.wait_for_standby()
+        agent = self.pooled(4)
+        agent.call("Enable", name="slow")
+        wait_for(lambda: "event=listen_does_not_work" in agent.log(), 10)
+        standby.sigstop()
+        with agent.connect() as client:
+            client.send("Disable", {"name": "slow", "reason": "x", "timeout_ms": 30000})
+            wait_for(lambda: "event=commit_waits_for_standby" in agent.log(), 20)
+            time.sleep(2)
+            standby.sigcont()
+            self.assertTrue(client.receive()["changed"])
+        self.assertNotIn("database_unavailable", agent.log())
+        self.server.psql("ALTER SYSTEM RESET synchronous_standby_names")
+        self.server.psql("SELECT pg_reload_conf()")
+
     def test_the_server_restarts_behind_it(self):
         agent = self.pooled(4)
         agent.call("Enable", name="x")
