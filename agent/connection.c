@@ -22,7 +22,7 @@
 #include "agent/log.h"
 #include "agent/text.h"
 
-#define PREPARED_MAX 12
+#define PREPARED_MAX 32
 
 struct statement {
 	const char *sql;
@@ -216,11 +216,30 @@ static void unit_end(struct unit *unit, enum unit_end end)
 
 /* ---- the end of a connection ---- */
 
+static void free_event(struct event **event)
+{
+	if (*event != NULL)
+		event_free(*event);
+	*event = NULL;
+}
+
+/*
+ * libpq closes the socket as soon as it has seen its end. Its number is somebody else's before long, and as long as the loop
+ * knows it as ours, it would hear nothing of the other one.
+ */
+static void forget_socket(struct connection *connection)
+{
+	free_event(&connection->readable);
+	free_event(&connection->writable);
+}
+
 /* Reads what there is; 0 at the end. */
 static int consume(struct connection *connection)
 {
 	const int alive = PQconsumeInput(connection->pg);
 
+	if (PQsocket(connection->pg) < 0)
+		forget_socket(connection);
 	connection->ended = !alive && PQstatus(connection->pg) == CONNECTION_BAD;
 	return alive;
 }
@@ -235,6 +254,7 @@ static void lose(struct connection *connection, const char *message)
 	for (char *p = connection->message + strlen(connection->message) - 1;
 	     p > connection->message && *p == '\n'; p--)
 		*p = '\0';
+	forget_socket(connection);
 	event_del(connection->timeout);
 	event_active(connection->lost, EV_TIMEOUT, 0);
 }
@@ -246,13 +266,6 @@ static void on_lost(evutil_socket_t fd, short what, void *arg)
 	(void)fd;
 	(void)what;
 	connection->events.lost(connection, connection->message, connection->arg);
-}
-
-static void free_event(struct event **event)
-{
-	if (*event != NULL)
-		event_free(*event);
-	*event = NULL;
 }
 
 static void take_results(struct connection *connection);
@@ -285,8 +298,7 @@ void connection_free(struct connection *connection)
 	    connection->active->flushed)
 		cut_off(connection);
 	connection->broken = true;
-	free_event(&connection->readable);
-	free_event(&connection->writable);
+	forget_socket(connection);
 	free_event(&connection->timeout);
 	free_event(&connection->lost);
 	if (connection->active != NULL) {
@@ -310,7 +322,9 @@ static void flush(struct connection *connection)
 {
 	const int left = PQflush(connection->pg);
 
-	if (left > 0)
+	if (PQsocket(connection->pg) < 0)
+		lose(connection, PQerrorMessage(connection->pg));
+	else if (left > 0)
 		event_add(connection->writable, NULL);
 	/* left < 0: the reading side says what is wrong, after what the server has still sent. */
 }
@@ -634,8 +648,7 @@ static void opened(struct connection *connection)
 		return;
 	}
 	PQsetNoticeReceiver(connection->pg, on_notice, connection);
-	free_event(&connection->readable);
-	free_event(&connection->writable);
+	forget_socket(connection);
 	connection->readable =
 		event_new(connection->base, socket, EV_READ | EV_PERSIST, on_ready, connection);
 	connection->writable = event_new(connection->base, socket, EV_WRITE, on_ready, connection);
