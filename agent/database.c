@@ -22,6 +22,7 @@
 #include "agent/connection.h"
 #include "agent/counts.h"
 #include "agent/database.h"
+#include "agent/failure.h"
 #include "agent/fleet.h"
 #include "agent/log.h"
 #include "agent/mirror.h"
@@ -453,6 +454,10 @@ static void on_heartbeat(struct unit *unit, enum unit_end end, void *arg)
 	database->heartbeat_pending = false;
 	if (end == UNIT_LOST)
 		return;
+	/* Somebody keeps the agents' rows locked: the next one will do. */
+	if (end == UNIT_FAILED && database->state == DATABASE_LIVE &&
+	    failure_classify(unit_error(unit)) == FAILURE_LOCK)
+		return;
 	if (end == UNIT_FAILED) {
 		database_break(database, PQresultErrorMessage(unit_error(unit)));
 		return;
@@ -480,6 +485,9 @@ static void send_heartbeat(struct database *database)
 		 memory_copy(PACKAGE_VERSION), text_take(&applied));
 	unit_binary(unit);
 	unit_prepared(unit);
+	/* What was said to one session of a pooler is no use there, and not ours to have. */
+	if (database->deaf)
+		unit_add(unit, "UNLISTEN *", 0);
 	database->heartbeat_pending = true;
 	connection_run(database->control, unit);
 }
@@ -581,7 +589,9 @@ static void on_scouted(unsigned server, void *arg)
 	if (database->state == DATABASE_CONNECTING && database->opened == 0 &&
 	    !event_pending(database->reset, EV_TIMEOUT, NULL)) {
 		database->first_server = server;
+		connection_free(database->write);
 		connection_free(database->control);
+		database->write = NULL;
 		open_connections(database);
 	} else if (database->state == DATABASE_LIVE && is_silent(database)) {
 		database->first_server = server;
@@ -961,7 +971,7 @@ static void on_opened(struct connection *connection, void *arg)
 		open_write(database);
 }
 
-/* To find out whether a server is back one connection is enough, and half the trouble for it. */
+/* To find out whether a server is back one connection of these is enough. */
 static void open_connections(struct database *database)
 {
 	static const struct connection_events events = {

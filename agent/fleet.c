@@ -96,7 +96,10 @@ static void on_acknowledged(struct unit *unit, enum unit_end end, void *arg)
 	struct fleet *fleet = arg;
 
 	fleet->acknowledging = false;
-	if (end == UNIT_FAILED)
+	if (end == UNIT_FAILED && failure_classify(unit_error(unit)) == FAILURE_LOCK)
+		/* Somebody keeps the agents' rows locked. */
+		acknowledge(fleet);
+	else if (end == UNIT_FAILED)
 		/* As for the heartbeat; the load after it reads the barrier. */
 		database_break(fleet->agent->database, PQresultErrorMessage(unit_error(unit)));
 	else if (end == UNIT_DONE && fleet->applied != fleet->acknowledged)

@@ -21,8 +21,6 @@
 #define ANSWER_MAX 1000000
 #define ASK_AGAIN  500000
 
-struct scout;
-
 /* One server of the list. */
 struct candidate {
 	struct scout *scout;
@@ -34,8 +32,8 @@ struct candidate {
 struct scout {
 	struct event_base *base;
 	struct target *target;
-	struct event *ended; /* no callback of a connection may free it */
-	const char *question, *present;
+	struct event *ended;           /* no callback of a connection may free it */
+	const char *question, *answer; /* what the present server answers */
 	unsigned found;
 	unsigned count;
 	scout_done *done;
@@ -58,7 +56,7 @@ static void on_told(struct unit *unit, enum unit_end end, void *arg)
 	if (end == UNIT_LOST)
 		return; /* so is the connection */
 	if (end == UNIT_DONE && PQntuples(result) == 1 &&
-	    strcmp(PQgetvalue(result, 0, 0), scout->present) != 0) {
+	    strcmp(PQgetvalue(result, 0, 0), scout->answer) != 0) {
 		scout->found = candidate->server;
 		event_active(scout->ended, EV_TIMEOUT, 0);
 	} else {
@@ -66,6 +64,7 @@ static void on_told(struct unit *unit, enum unit_end end, void *arg)
 	}
 }
 
+/* One that has let us in and then hangs is given up, too. */
 static void on_opened(struct connection *connection, void *arg)
 {
 	const struct candidate *candidate = arg;
@@ -73,6 +72,7 @@ static void on_opened(struct connection *connection, void *arg)
 
 	unit_add(unit, candidate->scout->question, 0);
 	connection_run(connection, unit);
+	event_add(candidate->again, &(struct timeval){.tv_sec = ANSWER_MAX / 1000000});
 }
 
 static void on_lost(struct connection *connection, const char *message, void *arg)
@@ -145,7 +145,7 @@ struct scout *scout_start(struct event_base *base, struct target *target,
 	scout->base = base;
 	scout->target = target;
 	scout->question = question;
-	scout->present = answer;
+	scout->answer = answer;
 	scout->done = done;
 	scout->arg = arg;
 	scout->ended = evtimer_new(base, on_ended, scout);
