@@ -36,9 +36,15 @@ struct query {
 struct queries {
 	struct agent *agent;
 	TAILQ_HEAD(, query) list;
+	unsigned sent; /* under way */
 	struct event *kick;
 	struct event *sweep;
 };
+
+/* What else the control connection has to do does not wait for more of them, nor for one longer than that. */
+#define SENT_MAX 2
+
+static const char sql_limit[] = "SELECT pg_catalog.set_config('statement_timeout', $1, true)";
 
 /* ---- the statements ---- */
 
@@ -143,10 +149,12 @@ static void on_answer(struct unit *unit, enum unit_end end, void *arg)
 {
 	struct query *query = arg;
 	const PGresult *error = unit_error(unit);
-	const PGresult *result = unit_result(unit, 0);
+	const PGresult *result = unit_result(unit, 1);
 	struct answer found = {.status = ANSWER_OK};
 
 	query->sent = false;
+	query->queries->sent--;
+	event_active(query->queries->kick, EV_TIMEOUT, 0);
 	if (may_repeat(query, end, error)) {
 		/* By the sweep; or by whoever tells that the database is there again. */
 		if (error != NULL)
@@ -179,9 +187,12 @@ static void send_query(struct query *query)
 {
 	struct unit *unit = unit_new(on_answer, query);
 
+	unit_add(unit, sql_limit, 1, memory_copy(changes_alerts(query->request) ? "0" : "1000"));
+	unit_prepared(unit);
 	statements[query->request->kind](unit, query->request);
 	unit_prepared(unit);
 	query->sent = true;
+	query->queries->sent++;
 	connection_run(database_control(query->queries->agent->database), unit);
 }
 
@@ -210,7 +221,8 @@ static void send_all(struct queries *queries)
 
 	TAILQ_FOREACH(query, &queries->list, link)
 	{
-		if (!query->sent && query->request != NULL && query->not_before <= now)
+		if (query->queries->sent < SENT_MAX && !query->sent && query->request != NULL &&
+		    query->not_before <= now)
 			send_query(query);
 	}
 }
