@@ -42,7 +42,7 @@
 #define TURN_DEAF     1000000 /* without notifications */
 #define TURN_SPREAD   20000   /* not all agents of the fleet ask in the same millisecond */
 #define SKIP_AFTER    5000000 /* as long are other agents given that may know an Alertmanager */
-#define SKIP_PAUSE    20000   /* notifications get through between two helpings */
+#define SKIP_PAUSE    20000   /* between two helpings: there is no hurry */
 #define REPEAT_LOG    60000000
 
 #define INCIDENTS_MAX 20 /* in one turn: while a statement runs, its session hears of no change */
@@ -238,9 +238,13 @@ static void on_woken(struct unit *unit, enum unit_end end, void *arg)
 {
 	struct outbox *outbox = arg;
 
-	if (end == UNIT_FAILED)
+	if (end == UNIT_FAILED) {
 		log_problem(LOG_LEVEL_WARNING, "alerts_not_woken", again_hint, "reason=%s",
 			    LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
+		outbox->failing = outbox->alertmanager != NULL;
+		if (outbox->failing)
+			set_timer(outbox->probe, PROBE_EVERY);
+	}
 	hurry(outbox);
 	if (end == UNIT_DONE && !outbox->failing && is_live(outbox) &&
 	    atoll(PQgetvalue(unit_result(unit, 0), 0, 0)) > 0)
@@ -491,21 +495,21 @@ static void on_skipped(struct unit *unit, enum unit_end end, void *arg)
 		turn_failed(outbox, unit, end);
 		return;
 	}
-	skipped = atoll(PQgetvalue(unit_result(unit, 0), 0, 0));
+	skipped = atoll(PQgetvalue(unit_result(unit, 1), 0, 0));
 	outbox->counters.skipped += (uint64_t)skipped;
 	if (skipped > 0 && !outbox->told_skipped) {
 		outbox->told_skipped = true;
 		log_problem(LOG_LEVEL_WARNING, "alerts_skipped",
 			    "no Alertmanager is configured, so nobody is told of breakers that "
 			    "open: set url in [alertmanager]",
-			    "count=%s", PQgetvalue(unit_result(unit, 0), 0, 0));
+			    "count=%s", PQgetvalue(unit_result(unit, 1), 0, 0));
 	}
 	change_state(outbox, OUTBOX_IDLE);
 	if (skipped > 0) {
-		outbox->hurried = true;
+		outbox->hurried = true; /* nothing that is new makes it later */
 		next_turn(outbox, SKIP_PAUSE);
 	} else {
-		wait_for_due(outbox, unit_result(unit, 1), SKIP_AFTER);
+		wait_for_due(outbox, unit_result(unit, 2), SKIP_AFTER);
 	}
 }
 
@@ -517,15 +521,14 @@ static void turn(struct outbox *outbox)
 
 	outbox->hurried = false;
 	change_state(outbox, OUTBOX_CLAIMING);
+	unit = unit_new(outbox->alertmanager != NULL ? on_claimed : on_skipped, outbox);
+	unit_add(unit, sql_release, 1, memory_copy(outbox->name));
+	unit_prepared(unit);
 	if (outbox->alertmanager == NULL) {
-		unit = unit_new(on_skipped, outbox);
 		unit_add(unit, sql_skip, 1, number_text((double)SKIP_AFTER / 1000000));
 		unit_add(unit, sql_due_to_skip, 0);
 	} else {
 		text_format(&max, "%d", INCIDENTS_MAX);
-		unit = unit_new(on_claimed, outbox);
-		unit_add(unit, sql_release, 1, memory_copy(outbox->name));
-		unit_prepared(unit);
 		unit_add(unit, sql_claim, 4, memory_copy(outbox->name), text_take(&max),
 			 number_text((double)LEASE / 1000000),
 			 memory_copy(runbook != NULL ? runbook : ""));
@@ -630,7 +633,7 @@ void outbox_reconfigure(struct outbox *outbox)
 {
 	let_go(outbox);
 	begin(outbox);
-	hurry(outbox);
+	outbox_ready(outbox);
 }
 
 static void on_released(struct unit *unit, enum unit_end end, void *arg)

@@ -1,4 +1,4 @@
--- 0013_short_turns.sql - nothing that agents do by the way takes long
+-- 0013_short_turns.sql - agents deal with alerts a bit at a time
 --
 -- SPDX-License-Identifier: ISC
 --
@@ -9,7 +9,8 @@ SET LOCAL ROLE cbshm_owner;
 
 -- ---- alerts that nobody sends ---------------------------------------------------------------
 
--- As in 0004, but at most a hundred of them, taken from the beginning of the index, however long it has grown since anybody
+-- As in 0004, but nothing as long as somebody has what is to be tried or repeated later, since that is an agent that knows an
+-- Alertmanager and has not come to it yet; and at most a hundred of them, taken from the beginning of the index, however long it has grown since anybody
 -- analyzed the table: as long as it returns more than 0 it is to be asked again.
 CREATE OR REPLACE FUNCTION cbshm.alerts_skipped(patience interval) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -21,6 +22,13 @@ DECLARE
 		WHERE l.status = 'pending' AND l.next_attempt_at <= moment - patience
 		ORDER BY l.next_attempt_at, l.id LIMIT 100 FOR UPDATE SKIP LOCKED);
 BEGIN
+	IF EXISTS (SELECT FROM cbshm.alert_queue l
+		   WHERE l.status = 'pending' AND l.next_attempt_at > moment
+			 AND l.next_attempt_at < moment + interval '10 min')
+	   OR EXISTS (SELECT FROM cbshm.alert_queue l
+		      WHERE l.resend_at > moment AND l.resend_at < moment + interval '10 min') THEN
+		RETURN 0;
+	END IF;
 	UPDATE cbshm.alert_queue q SET
 		status = 'skipped',
 		last_error = 'no Alertmanager is configured',
@@ -37,7 +45,7 @@ $$;
 
 -- ---- alerts that are sent -------------------------------------------------------------------
 
--- As in 0004. An incident has few alerts: they are looked up by the incident, never by going through the queue from its
+-- As in 0004, but what is locked or leased does not stand in the way of what is not. An incident has few alerts: they are looked up by the incident, never by going through the queue from its
 -- beginning, which is what a plan for min(id) does as long as nobody has analyzed the table.
 CREATE OR REPLACE FUNCTION cbshm.lease_incidents(moment timestamptz, max int) RETURNS uuid[]
 LANGUAGE sql VOLATILE AS $$
@@ -46,13 +54,103 @@ LANGUAGE sql VOLATILE AS $$
 		WHERE h.id = ANY (ARRAY(
 			SELECT (SELECT min(f.id + 0) FROM cbshm.alert_queue f
 				WHERE f.incident_id = d.incident_id)
-			FROM cbshm.incidents_due(moment, max) d (incident_id)))
+			FROM cbshm.incidents_due(moment, 5 * max) d (incident_id)))
 		      AND (h.leased_until IS NULL OR h.leased_until <= moment)
 		ORDER BY h.id LIMIT max FOR UPDATE SKIP LOCKED) l
 $$;
 
+-- As in 0004, but an incident of which somebody has locked any alert is left for later, not waited for.
+CREATE OR REPLACE FUNCTION cbshm.claim_alerts(agent text, max int, lease interval)
+RETURNS TABLE (id bigint, incident_id uuid, breaker text, kind text, repeated boolean, payload jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	moment timestamptz := clock_timestamp();
+	incidents uuid[] := cbshm.lease_incidents(moment, max);
+	mine bigint[];
+BEGIN
+	-- A statement of its own: it sees the closings that were committed before the locks were ours.
+	mine := ARRAY(SELECT q.id FROM cbshm.alert_queue q
+		      WHERE q.incident_id = ANY (incidents) FOR UPDATE SKIP LOCKED);
+	incidents := ARRAY(SELECT q.incident_id FROM cbshm.alert_queue q
+			   WHERE q.incident_id = ANY (incidents)
+			   GROUP BY q.incident_id HAVING bool_and(q.id = ANY (mine)));
+	RETURN QUERY
+	WITH looked AS (
+		SELECT q.id, q.incident_id, q.status = 'pending' AS fresh,
+			coalesce(q.status <> 'pending' AND q.resend_at <= moment
+				 AND (q.kind = 'enable' OR i.resolved_at IS NULL), false) AS again,
+			q.kind = 'disable' AND i.resolved_at IS NOT NULL AS over
+		FROM cbshm.alert_queue q JOIN cbshm.incident i ON i.id = q.incident_id
+		WHERE q.incident_id = ANY (incidents) AND q.id = ANY (mine)
+	), mine AS (
+		SELECT *, bool_or(fresh OR again) OVER (PARTITION BY incident_id) AS held FROM looked
+	), leased AS (
+		UPDATE cbshm.alert_queue q SET
+			leased_by = CASE WHEN m.held THEN agent END,
+			leased_until = CASE WHEN m.held THEN moment + lease END,
+			next_attempt_at = CASE WHEN m.fresh THEN moment + lease
+					       ELSE q.next_attempt_at END,
+			resend_at = CASE WHEN m.again THEN moment + lease
+					 WHEN NOT m.over THEN q.resend_at END
+		FROM mine m WHERE q.id = m.id
+		RETURNING q.id, q.incident_id, q.breaker, q.kind, q.payload, m.fresh, m.again
+	)
+	SELECT l.id, l.incident_id, l.breaker, l.kind, l.again, l.payload
+	FROM leased l WHERE l.fresh OR l.again ORDER BY l.id;
+END
+$$;
+
+-- As in 0004. The alerts of a closing are looked up by the incident: coalesce() keeps the index of all that is pending out.
+CREATE OR REPLACE FUNCTION cbshm.alerts_sent(agent text, ids bigint[], resend interval) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	moment timestamptz := clock_timestamp();
+	taken uuid[];
+	closed uuid[];
+BEGIN
+	WITH told AS (
+		UPDATE cbshm.alert_queue q SET
+			status = 'sent',
+			attempts = q.attempts + CASE WHEN q.status = 'pending' THEN 1 ELSE 0 END,
+			sent_at = moment,
+			last_error = NULL,
+			resend_at = CASE WHEN q.kind = 'disable' OR q.status = 'pending'
+					 THEN moment + resend END,
+			leased_by = NULL,
+			leased_until = NULL
+		FROM cbshm.leased_alerts(agent, ids) l WHERE q.id = l.id
+		RETURNING q.incident_id, q.kind
+	)
+	SELECT array_agg(incident_id), array_agg(incident_id) FILTER (WHERE kind = 'enable')
+	INTO taken, closed FROM told;
+	-- An opening that was refused must not come after its closing.
+	UPDATE cbshm.alert_queue q
+	SET status = 'skipped', leased_by = NULL, leased_until = NULL, resend_at = NULL
+	WHERE q.incident_id = ANY (closed) AND q.kind = 'disable' AND coalesce(q.status) = 'pending';
+	UPDATE cbshm.incident i SET alert_sent = true, alert_sent_at = moment
+	WHERE i.id IN (SELECT l.id FROM cbshm.incident l
+		       WHERE l.id = ANY (taken) AND NOT l.alert_sent FOR NO KEY UPDATE SKIP LOCKED);
+	RETURN coalesce(cardinality(taken), 0);
+END
+$$;
+
+-- As in 0004, also if somebody has put an alert off for ever.
+CREATE OR REPLACE FUNCTION cbshm.alerts_due(with_repetitions boolean) RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT greatest(0, ceil(extract(epoch FROM
+			least(due, clock_timestamp() + interval '1 day') - clock_timestamp()) * 1000))::bigint
+	FROM (SELECT least(
+		(SELECT min(next_attempt_at) FROM cbshm.alert_queue WHERE status = 'pending'),
+		CASE WHEN with_repetitions THEN
+			(SELECT min(resend_at) FROM cbshm.alert_queue WHERE resend_at IS NOT NULL)
+		END) AS due) d
+	WHERE due IS NOT NULL
+$$;
+
 -- As in 0004, but at most so many of them that it does not take long: as long as it returns more than 0 it is to be asked
--- again. What is due already is not due once more.
+-- again. What is due already is not due once more. What is to be repeated stands in the order in which it was sent: where a
+-- thousand have been sent since, so have those behind them.
 DROP FUNCTION cbshm.alerts_wake;
 CREATE FUNCTION cbshm.alerts_wake(away interval) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -66,9 +164,14 @@ DECLARE
 		ORDER BY l.next_attempt_at, l.id LIMIT 200 FOR UPDATE SKIP LOCKED);
 	to_repeat bigint[] := ARRAY(
 		SELECT l.id FROM cbshm.alert_queue l
-		WHERE l.resend_at > moment AND l.leased_by IS NULL
-		      AND (l.sent_at IS NULL OR l.sent_at < moment - away)
-		ORDER BY l.resend_at LIMIT 200 FOR UPDATE SKIP LOCKED);
+		WHERE l.leased_by IS NULL AND l.id = ANY (ARRAY(
+			SELECT r.id
+			FROM (SELECT q.id, q.leased_by, q.sent_at FROM cbshm.alert_queue q
+			      WHERE q.resend_at > moment ORDER BY q.resend_at LIMIT 1000) r
+			WHERE r.leased_by IS NULL
+			      AND (r.sent_at IS NULL OR r.sent_at < moment - away)
+			LIMIT 200))
+		FOR UPDATE SKIP LOCKED);
 BEGIN
 	UPDATE cbshm.alert_queue q SET next_attempt_at = moment WHERE q.id = ANY (put_off);
 	UPDATE cbshm.alert_queue q SET resend_at = moment WHERE q.id = ANY (to_repeat);
@@ -113,10 +216,21 @@ ALTER FUNCTION cbshm.alerts_put_off SET enable_mergejoin = off;
 ALTER FUNCTION cbshm.alerts_release SET enable_seqscan = off;
 ALTER FUNCTION cbshm.alerts_release SET enable_bitmapscan = off;
 
+-- Whoever keeps rows or a table locked holds up only what he has locked.
+ALTER FUNCTION cbshm.claim_alerts SET lock_timeout = '50ms';
+ALTER FUNCTION cbshm.alerts_sent SET lock_timeout = '50ms';
+ALTER FUNCTION cbshm.alerts_put_off SET lock_timeout = '50ms';
+ALTER FUNCTION cbshm.alerts_release SET lock_timeout = '50ms';
+ALTER FUNCTION cbshm.alerts_wake SET lock_timeout = '50ms';
+ALTER FUNCTION cbshm.alerts_skipped SET lock_timeout = '50ms';
+ALTER FUNCTION cbshm.heartbeat SET lock_timeout = '50ms';
+ALTER FUNCTION cbshm.acknowledge_barrier SET lock_timeout = '50ms';
+
 -- ---- rows that no trigger has seen ----------------------------------------------------------
 
 -- default_ttl of a row that was written past the triggers may be more microseconds than a bigint holds: that is 100,000 days, and
--- less than nothing is nothing, so that neither the agents' loads nor the reports on other breakers fail.
+-- less than nothing is one microsecond (0 would be for ever), so that neither the agents' loads nor the reports on other
+-- breakers fail.
 CREATE OR REPLACE VIEW cbshm.mirror AS
 SELECT b.name,
 	b.version,
@@ -132,8 +246,9 @@ SELECT b.name,
 	coalesce(b.drift_threshold, s.drift_threshold) AS drift_threshold,
 	coalesce(b.failure_threshold, s.failure_threshold) AS failure_threshold,
 	coalesce(b.schema_error_threshold, s.schema_error_threshold) AS schema_error_threshold,
-	(extract(epoch FROM greatest('0', least('100000 days', coalesce(b.default_ttl, s.default_ttl))))
-	 * 1000000)::bigint AS default_ttl_us,
+	CASE WHEN coalesce(b.default_ttl, s.default_ttl) < '0' THEN 1
+	ELSE (extract(epoch FROM least('100000 days', coalesce(b.default_ttl, s.default_ttl)))
+	      * 1000000)::bigint END AS default_ttl_us,
 	coalesce(b.auto_recover, s.auto_recover) AS auto_recover
 FROM cbshm.breaker b CROSS JOIN cbshm.settings s;
 
@@ -145,8 +260,9 @@ LANGUAGE sql STABLE AS $$
 		coalesce(b.drift_threshold, fleet.drift_threshold),
 		coalesce(b.failure_threshold, fleet.failure_threshold),
 		coalesce(b.schema_error_threshold, fleet.schema_error_threshold),
-		(extract(epoch FROM greatest('0', least('100000 days',
-			coalesce(b.default_ttl, fleet.default_ttl)))) * 1000000)::bigint,
+		CASE WHEN coalesce(b.default_ttl, fleet.default_ttl) < '0' THEN 1
+		ELSE (extract(epoch FROM least('100000 days',
+			coalesce(b.default_ttl, fleet.default_ttl))) * 1000000)::bigint END,
 		coalesce(b.auto_recover, fleet.auto_recover))::cbshm.mirror
 $$;
 
