@@ -15,7 +15,7 @@
 #include "cbctl/output.h"
 #include "cbctl/segment.h"
 
-#define ROLL_CALL_MS 1000
+#define ROLL_CALL_MS 3000
 
 /* At the deadline is time enough: it is known then who is behind. */
 static bool was_asked(int error)

@@ -162,8 +162,11 @@ static bool is_conninfo(const char *text)
 
 static int open_connection(struct migrating *migrating, const char *conninfo)
 {
-	const char *names[] = {"dbname", "fallback_application_name", "client_encoding", NULL};
-	const char *values[] = {conninfo != NULL ? conninfo : "", "cbctl migrate", "UTF8", NULL};
+	/* Of several servers the one that takes writes, unless the conninfo says otherwise. */
+	const char *names[] = {"target_session_attrs", "dbname", "fallback_application_name",
+			       "client_encoding", NULL};
+	const char *values[] = {"read-write", conninfo != NULL ? conninfo : "", "cbctl migrate",
+				"UTF8", NULL};
 
 	/* An empty dbname is no conninfo: the PG* environment counts. */
 	migrating->connection = PQconnectdbParams(names, values, 1);

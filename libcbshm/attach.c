@@ -253,7 +253,7 @@ static int64_t pause_after(const struct cbshm *client, int error)
 }
 
 /*
- * Makes an attempt, unless the last one was made less than a second ago and it is not to be made `now`. One that has only sent
+ * Makes an attempt, unless it is too soon after the last one and it is not to be made `now`. One that has only sent
  * a question to the agent goes on by the clock's next tick, some milliseconds.
  */
 static bool attempt(struct cbshm *client, bool now, bool may_wait)
