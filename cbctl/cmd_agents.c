@@ -129,14 +129,15 @@ const struct command command_agents = {
 	.arguments = "[--limit N]",
 	.summary = "which hosts there are, and whether they have everything",
 	.help = "The agents of all hosts, those first that are in trouble. Each is asked whether\n"
-		"it has what is committed, and has a second to answer.\n"
+		"it has what is committed, and has 3 s to answer; behind a pooler it needs about\n"
+		"one. The exit status is 0 all the same; scripts look at .fleet of --json.\n"
 		"\n"
 		"  ok       it has\n"
 		"  behind   it lives, but has not said so\n"
 		"  silent   not seen for 10 s, and not stopped in order; forgotten after a day\n"
 		"  unknown  it lives, but none could be asked; the exit status tells why\n"
 		"\n"
-		"  --limit N  at most so many, 1 to 1000; 1000 if left out\n",
+		"  --limit N  list at most so many, 1 to 1000; 1000 if left out\n",
 	.options = options,
 	.least = 0,
 	.most = 0,

@@ -122,7 +122,8 @@ const struct command command_alerts = {
 		"still to be sent.\n"
 		"\n"
 		"  retry      has all that failed tried again (admin group)\n"
-		"  purge      removes them, but no opening whose breaker is open (admin group)\n"
+		"  purge      removes them, but no opening whose breaker is open or whose closing\n"
+		"             is still to be sent (admin group)\n"
 		"  --all      those that were sent or skipped, too\n"
 		"  --limit N  at most so many, 1 to 1000; 10 if left out\n",
 	.options = options,

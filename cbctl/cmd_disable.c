@@ -128,7 +128,7 @@ const struct command command_disable = {
 		"  --until TIME    when it ends by itself: \"tomorrow 09:00\", 18:00, \"friday\n"
 		"                  17:00\", \"2030-01-31 18:00\", 2030-01-31T18:00:00Z, or never\n"
 		"  --for DURATION  the same from now on: 90s, 30m, 2h, 1h30m, 7d\n"
-		"  --wait[=TIME]   until every host has it, at most so long (30s); exit 8 if not\n"
+		"  --wait[=TIME]   until every live host has it, TIME at most (30s); else exit 8\n"
 		"\n"
 		"With neither, the breaker's default_ttl counts (24 h unless changed).\n"
 		"Repeating the same call changes nothing, but --for begins a new incident.\n"

@@ -77,7 +77,7 @@ static int run_reset(struct cbctl *cbctl, const struct parsed *parsed)
 	"\n"                                                                                   \
 	"  --by WHO       who decided it; your user name if left out\n"                        \
 	"  --reason TEXT  what goes into the incident's notes; \"Manual reset\" if left out\n" \
-	"  --wait[=TIME]  until every host has it, at most so long (30s); exit 8 if not\n"
+	"  --wait[=TIME]  until every live host has it, TIME at most (30s); else exit 8\n"
 
 const struct command command_enable = {
 	.name = "enable",

@@ -299,7 +299,7 @@ const struct command command_policy = {
 		"  --fleet                   the defaults of all breakers\n"
 		"  --by WHO                  who decided it; your user name if left out\n"
 		"  --yes                     do not ask before the fleet's are changed\n"
-		"  --wait[=TIME]             until every host has it, at most so long (30s)\n"
+		"  --wait[=TIME]             until every live host has it (30s); else exit 8\n"
 		"\n"
 		"Example:\n"
 		"  cbctl policy costsim_v2 drift_threshold=0.3 default_ttl=2h\n",
