@@ -76,7 +76,9 @@ enum cbshm_error {
 		-8, /* the record changes faster than it can be read, or its row is locked */
 	CBSHM_ERR_AGENT_DOWN = -9,     /* nothing answers at the agent's socket */
 	CBSHM_ERR_DATABASE_DOWN = -10, /* the agent cannot reach a writable Postgres */
-	CBSHM_ERR_TIMEOUT = -11,  /* the deadline passed; nothing was applied, or has changed */
+	/* The deadline passed; nothing was applied, or has changed. Of cbshm_flush(): some reports are
+	 * not answered yet. */
+	CBSHM_ERR_TIMEOUT = -11,
 	CBSHM_ERR_UNKNOWN = -12,  /* sent, but whether it was applied cannot be known */
 	CBSHM_ERR_DENIED = -13,   /* the agent does not allow this user to do that */
 	CBSHM_ERR_PROTOCOL = -14, /* the peer at the socket does not speak io.cbshm */
@@ -637,10 +639,11 @@ struct cbshm_fleet {
 
 /*
  * Waits until every agent that is alive has in its segment what was committed before the call:
- * after a cbshm_disable(), until no host lets traffic pass any more. An agent that dies meanwhile
- * is silent after 10 s; engines on such a host, if it runs, may still go by an earlier state.
- * Returns at the deadline of `call` (default 5 s) with CBSHM_ERR_BEHIND if some are behind; `fleet`
- * is filled then, too. It is to be freed with cbshm_fleet_free() in any case.
+ * after a cbshm_disable(), until no such host lets traffic pass any more. An agent that dies
+ * meanwhile is silent after 10 s; engines on such a host, if it runs, may still go by an earlier
+ * state. Returns at the deadline of `call` (default 5 s: give more than those 10 s) with
+ * CBSHM_ERR_BEHIND if some are behind; `fleet` is filled then, too. It is to be freed with
+ * cbshm_fleet_free() in any case.
  */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_wait_fleet(struct cbshm *client, struct cbshm_call *call,
 						   struct cbshm_fleet *fleet);
