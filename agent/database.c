@@ -485,9 +485,6 @@ static void send_heartbeat(struct database *database)
 		 memory_copy(PACKAGE_VERSION), text_take(&applied));
 	unit_binary(unit);
 	unit_prepared(unit);
-	/* What was said to one session of a pooler is no use there, and not ours to have. */
-	if (database->deaf)
-		unit_add(unit, "UNLISTEN *", 0);
 	database->heartbeat_pending = true;
 	connection_run(database->control, unit);
 }

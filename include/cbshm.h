@@ -443,8 +443,9 @@ CBSHM_PUBLIC void cbshm_subscription_close(struct cbshm_subscription *subscripti
 /*
  * Any thread may write at any time: all share one connection, on which calls do not wait for each
  * other's answers (or up to four, while somebody's locked row holds up the answers on one), and
- * each keeps its own deadline (on CLOCK_MONOTONIC; signals do not shorten or lengthen it). No SIGPIPE is raised. The child of a fork() may go on at once, also if another
- * thread of the parent was in the middle of a write: it connects by itself.
+ * each keeps its own deadline (on CLOCK_MONOTONIC; signals do not shorten or lengthen it). No
+ * SIGPIPE is raised. The child of a fork() may go on at once, also if another thread of the parent
+ * was in the middle of a write: it connects by itself.
  */
 
 /*

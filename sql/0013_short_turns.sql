@@ -10,17 +10,14 @@ SET LOCAL ROLE cbshm_owner;
 -- ---- alerts that nobody sends ---------------------------------------------------------------
 
 -- As in 0004, but nothing as long as somebody has what is to be tried or repeated later, since that is an agent that knows an
--- Alertmanager and has not come to it yet; and at most a hundred of them, taken from the beginning of the index, however long it has grown since anybody
--- analyzed the table: as long as it returns more than 0 it is to be asked again.
+-- Alertmanager and has not come to it yet; and at most a hundred of them, taken from the beginning of the index, however
+-- long it has grown since anybody analyzed the table: as long as it returns more than 0 it is to be asked again.
 CREATE OR REPLACE FUNCTION cbshm.alerts_skipped(patience interval) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
 	moment timestamptz := clock_timestamp();
-	ids bigint[] := ARRAY(
-		SELECT l.id FROM cbshm.alert_queue l
-		WHERE l.status = 'pending' AND l.next_attempt_at <= moment - patience
-		ORDER BY l.next_attempt_at, l.id LIMIT 100 FOR UPDATE SKIP LOCKED);
+	ids bigint[];
 BEGIN
 	IF EXISTS (SELECT FROM cbshm.alert_queue l
 		   WHERE l.status = 'pending' AND l.next_attempt_at > moment
@@ -29,6 +26,9 @@ BEGIN
 		      WHERE l.resend_at > moment AND l.resend_at < moment + interval '10 min') THEN
 		RETURN 0;
 	END IF;
+	ids := ARRAY(SELECT l.id FROM cbshm.alert_queue l
+		     WHERE l.status = 'pending' AND l.next_attempt_at <= moment - patience
+		     ORDER BY l.next_attempt_at, l.id LIMIT 100 FOR UPDATE SKIP LOCKED);
 	UPDATE cbshm.alert_queue q SET
 		status = 'skipped',
 		last_error = 'no Alertmanager is configured',
@@ -45,8 +45,9 @@ $$;
 
 -- ---- alerts that are sent -------------------------------------------------------------------
 
--- As in 0004, but what is locked or leased does not stand in the way of what is not. An incident has few alerts: they are looked up by the incident, never by going through the queue from its
--- beginning, which is what a plan for min(id) does as long as nobody has analyzed the table.
+-- As in 0004, but what is locked or leased does not stand in the way of what is not. An incident has few alerts: they are looked up
+-- by the incident, never by going through the queue from its beginning, which is what a plan for min(id) does as long as
+-- nobody has analyzed the table.
 CREATE OR REPLACE FUNCTION cbshm.lease_incidents(moment timestamptz, max int) RETURNS uuid[]
 LANGUAGE sql VOLATILE AS $$
 	SELECT array_agg(l.incident_id) FROM (
