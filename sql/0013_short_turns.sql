@@ -9,8 +9,8 @@ SET LOCAL ROLE cbshm_owner;
 
 -- ---- alerts that nobody sends ---------------------------------------------------------------
 
--- As in 0004, but nothing as long as somebody has what is to be tried or repeated later, since that is an agent that knows an
--- Alertmanager and has not come to it yet; and at most a hundred of them, taken from the beginning of the index, however
+-- As in 0004, but nothing as long as something is to be tried later, or repeated that was sent: that is an agent's that knows
+-- an Alertmanager, and has not come to the others yet; and at most a hundred of them, taken from the beginning of the index, however
 -- long it has grown since anybody analyzed the table: as long as it returns more than 0 it is to be asked again.
 CREATE OR REPLACE FUNCTION cbshm.alerts_skipped(patience interval) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -23,7 +23,8 @@ BEGIN
 		   WHERE l.status = 'pending' AND l.next_attempt_at > moment
 			 AND l.next_attempt_at < moment + interval '10 min')
 	   OR EXISTS (SELECT FROM cbshm.alert_queue l
-		      WHERE l.resend_at > moment AND l.resend_at < moment + interval '10 min') THEN
+		      WHERE l.resend_at > moment AND l.resend_at < moment + interval '10 min'
+			    AND l.status = 'sent') THEN
 		RETURN 0;
 	END IF;
 	ids := ARRAY(SELECT l.id FROM cbshm.alert_queue l
