@@ -454,12 +454,11 @@ static void on_heartbeat(struct unit *unit, enum unit_end end, void *arg)
 	database->heartbeat_pending = false;
 	if (end == UNIT_LOST)
 		return;
-	/* Somebody keeps the agents' rows locked: the next one will do. */
-	if (end == UNIT_FAILED && database->state == DATABASE_LIVE &&
-	    failure_classify(unit_error(unit)) == FAILURE_LOCK)
-		return;
 	if (end == UNIT_FAILED) {
-		database_break(database, PQresultErrorMessage(unit_error(unit)));
+		/* If somebody keeps the agents' rows locked, the next one will do. */
+		if (database->state != DATABASE_LIVE ||
+		    failure_classify(unit_error(unit)) != FAILURE_LOCK)
+			database_break(database, PQresultErrorMessage(unit_error(unit)));
 		return;
 	}
 	take_clock(database, result_time(unit_result(unit, 1)), unit_sent_at(unit),

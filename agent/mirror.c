@@ -225,9 +225,7 @@ static void put_row(struct mirror *mirror, const struct breaker_row *breaker,
 		    enum mirror_source source, bool force)
 {
 	struct segment_writer *segment = mirror->agent->segment;
-	/* As written past the triggers. Nothing could be told from it. */
-	const bool impossible = breaker->version > INT64_MAX;
-	const int rc = impossible ? -EINVAL : segment_writer_put(segment, breaker, force);
+	const int rc = segment_writer_put(segment, breaker, force);
 
 	if (rc < 0) {
 		put_failed(mirror, breaker->name, rc);

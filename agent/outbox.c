@@ -232,6 +232,14 @@ static void note_failure(struct outbox *outbox, const char *reason)
 	outbox->logged_at = outbox->failed_at;
 }
 
+/* It may know nothing of what is open: to be probed, and what waits is due once it answers. */
+static void doubt(struct outbox *outbox)
+{
+	outbox->failing = outbox->alertmanager != NULL;
+	if (outbox->failing)
+		set_timer(outbox->probe, PROBE_EVERY);
+}
+
 static void wake(struct outbox *outbox);
 
 static void on_woken(struct unit *unit, enum unit_end end, void *arg)
@@ -241,9 +249,7 @@ static void on_woken(struct unit *unit, enum unit_end end, void *arg)
 	if (end == UNIT_FAILED) {
 		log_problem(LOG_LEVEL_WARNING, "alerts_not_woken", again_hint, "reason=%s",
 			    LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
-		outbox->failing = outbox->alertmanager != NULL;
-		if (outbox->failing)
-			set_timer(outbox->probe, PROBE_EVERY);
+		doubt(outbox);
 	}
 	hurry(outbox);
 	if (end == UNIT_DONE && !outbox->failing && is_live(outbox) &&
@@ -611,10 +617,8 @@ static void begin(struct outbox *outbox)
 						outbox->counters.posts);
 	outbox->told_skipped = false;
 	outbox->vain = 0;
-	outbox->failing = outbox->alertmanager != NULL;
 	outbox->failed_at = now();
-	if (outbox->failing)
-		set_timer(outbox->probe, PROBE_EVERY);
+	doubt(outbox);
 }
 
 static void let_go(struct outbox *outbox)

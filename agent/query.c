@@ -221,7 +221,7 @@ static void send_all(struct queries *queries)
 
 	TAILQ_FOREACH(query, &queries->list, link)
 	{
-		if (query->queries->sent < SENT_MAX && !query->sent && query->request != NULL &&
+		if (queries->sent < SENT_MAX && !query->sent && query->request != NULL &&
 		    query->not_before <= now)
 			send_query(query);
 	}

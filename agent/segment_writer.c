@@ -984,7 +984,8 @@ int segment_writer_put(struct segment_writer *writer, const struct breaker_row *
 	struct index_hit hit;
 	struct name_key key;
 
-	if (!name_key_set(&key, row->name))
+	/* Versions count from 1 up in a bigint: one beyond was negative. */
+	if (!name_key_set(&key, row->name) || row->version > INT64_MAX)
 		return -EINVAL;
 	if (index_find(&writer->file.view, &key, &hit))
 		return update(writer, row, force, hit.slot, hit.word);

@@ -2,7 +2,9 @@
 --
 -- SPDX-License-Identifier: ISC
 --
--- While a statement runs, the session that listens hears of no change.
+-- While a statement runs, the session that listens hears of no change. So rows are found by their keys, however few the queue had
+-- when the statement was planned; by walking the index, which passes by what is gone, where a bitmap would collect it again and
+-- again until the next VACUUM; and whoever keeps rows or a table locked holds up only what he has locked.
 
 -- What is made here belongs to the owner of all the rest.
 SET LOCAL ROLE cbshm_owner;
@@ -14,6 +16,7 @@ SET LOCAL ROLE cbshm_owner;
 -- long it has grown since anybody analyzed the table: as long as it returns more than 0 it is to be asked again.
 CREATE OR REPLACE FUNCTION cbshm.alerts_skipped(patience interval) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '50ms'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
 	moment timestamptz := clock_timestamp();
@@ -64,7 +67,9 @@ $$;
 -- As in 0004, but an incident of which somebody has locked any alert is left for later, not waited for.
 CREATE OR REPLACE FUNCTION cbshm.claim_alerts(agent text, max int, lease interval)
 RETURNS TABLE (id bigint, incident_id uuid, breaker text, kind text, repeated boolean, payload jsonb)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '50ms' SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
 	moment timestamptz := clock_timestamp();
@@ -105,7 +110,9 @@ $$;
 
 -- As in 0004. The alerts of a closing are looked up by the incident: coalesce() keeps the index of all that is pending out.
 CREATE OR REPLACE FUNCTION cbshm.alerts_sent(agent text, ids bigint[], resend interval) RETURNS bigint
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '50ms' SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
 	moment timestamptz := clock_timestamp();
 	taken uuid[];
@@ -156,6 +163,7 @@ $$;
 DROP FUNCTION cbshm.alerts_wake;
 CREATE FUNCTION cbshm.alerts_wake(away interval) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '50ms'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
 	moment timestamptz := clock_timestamp();
@@ -182,10 +190,10 @@ END
 $$;
 
 -- As in 0004, but what another agent has locked is waited for: whoever looks for something to lease locks for a moment also what
--- has just been leased. What a person has locked is passed over after a moment.
+-- has just been leased. What a person has locked is passed over after the lock_timeout of the two that call it.
 CREATE OR REPLACE FUNCTION cbshm.leased_alerts(agent text, ids bigint[])
 RETURNS SETOF cbshm.alert_queue
-LANGUAGE plpgsql VOLATILE SET lock_timeout = '50ms' AS $$
+LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
 	BEGIN
 		PERFORM FROM cbshm.alert_queue q
@@ -201,30 +209,10 @@ BEGIN
 END
 $$;
 
--- Rows are found by their keys, however few the queue had when the statement was planned; and by walking the index, which
--- passes by what is gone, where a bitmap would collect it again and again until the next VACUUM.
-ALTER FUNCTION cbshm.claim_alerts SET enable_seqscan = off;
-ALTER FUNCTION cbshm.claim_alerts SET enable_bitmapscan = off;
-ALTER FUNCTION cbshm.claim_alerts SET enable_hashjoin = off;
-ALTER FUNCTION cbshm.claim_alerts SET enable_mergejoin = off;
-ALTER FUNCTION cbshm.alerts_sent SET enable_seqscan = off;
-ALTER FUNCTION cbshm.alerts_sent SET enable_bitmapscan = off;
-ALTER FUNCTION cbshm.alerts_sent SET enable_hashjoin = off;
-ALTER FUNCTION cbshm.alerts_sent SET enable_mergejoin = off;
-ALTER FUNCTION cbshm.alerts_put_off SET enable_seqscan = off;
-ALTER FUNCTION cbshm.alerts_put_off SET enable_bitmapscan = off;
-ALTER FUNCTION cbshm.alerts_put_off SET enable_hashjoin = off;
-ALTER FUNCTION cbshm.alerts_put_off SET enable_mergejoin = off;
-ALTER FUNCTION cbshm.alerts_release SET enable_seqscan = off;
-ALTER FUNCTION cbshm.alerts_release SET enable_bitmapscan = off;
-
--- Whoever keeps rows or a table locked holds up only what he has locked.
-ALTER FUNCTION cbshm.claim_alerts SET lock_timeout = '50ms';
-ALTER FUNCTION cbshm.alerts_sent SET lock_timeout = '50ms';
-ALTER FUNCTION cbshm.alerts_put_off SET lock_timeout = '50ms';
-ALTER FUNCTION cbshm.alerts_release SET lock_timeout = '50ms';
-ALTER FUNCTION cbshm.alerts_wake SET lock_timeout = '50ms';
-ALTER FUNCTION cbshm.alerts_skipped SET lock_timeout = '50ms';
+ALTER FUNCTION cbshm.alerts_put_off SET lock_timeout = '50ms' SET enable_seqscan = off
+	SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off;
+ALTER FUNCTION cbshm.alerts_release SET lock_timeout = '50ms' SET enable_seqscan = off
+	SET enable_bitmapscan = off;
 ALTER FUNCTION cbshm.heartbeat SET lock_timeout = '50ms';
 ALTER FUNCTION cbshm.acknowledge_barrier SET lock_timeout = '50ms';
 
