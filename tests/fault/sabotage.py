@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: ISC
-"""Systems that are broken on purpose, from outside: to see that the judge of a run notices.
+"""Systems that are broken on purpose: to see that the judge of a run notices.
 
-Each is a context: what it breaks is whole again afterwards (nothing is dropped that a statement may be using). REMARKS says what the judge must have to say.
+Each is a context: what it breaks is whole again afterwards (nothing is dropped that a statement may be using). REMARKS says
+what the judge must have to say. Broken is either what is around the agents, or the program of some of them.
 """
 import contextlib
 import threading
@@ -123,6 +124,44 @@ def asynchronous(system):
     system.wait_for_writes()
 
 
+@contextlib.contextmanager
+def _broken_agents(system, fault):
+    """Those whose connections can be cut have this fault; see broken_agent.c."""
+    for agent in system.agents[1:]:
+        agent.program, agent.prefix = "tests/fault/broken_agent", ("env", f"CBSHM_BROKEN={fault}")
+        agent.restart()
+    yield
+    for agent in system.agents[1:]:
+        agent.program, agent.prefix = "agent/cbagent", ()
+        agent.restart()
+
+
+def misreads(system):
+    """Takes every other row that says disabled for one that says enabled."""
+    return _broken_agents(system, "misreads")
+
+
+def answers_early(system):
+    """Before the segment shows what was written."""
+    return _broken_agents(system, "answers-early")
+
+
+def believes(system):
+    """Says of transactions that were rolled back that they were committed."""
+    return _broken_agents(system, "believes")
+
+
+@contextlib.contextmanager
+def repeats(system):
+    """Carries out again whatever was under way when the connection went, though it was committed."""
+    with _broken_agents(system, "repeats"):
+        for _ in range(16):
+            system.cut_connection()
+            system.wait_for_writes()
+            system.next_round()
+        yield
+
+
 REMARKS = {
     lost_writes: "not linearizable",
     counted_twice: "not linearizable",
@@ -130,4 +169,8 @@ REMARKS = {
     wrong_mirror: "not what was committed",
     segment_goes_back: "an older version|is not seen",
     asynchronous: "an acknowledged write is missing",
+    misreads: "not what was committed",
+    answers_early: "is not seen",
+    believes: "an acknowledged write is missing",
+    repeats: "not linearizable",
 }

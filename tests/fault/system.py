@@ -23,16 +23,15 @@ _BACKENDS = f"SELECT pid FROM pg_stat_activity WHERE usename = '{AGENT_USER}' OR
 
 
 class System:
-    """`names` are the breakers that the clients use at the moment. synchronous=False: commits wait for no standby."""
+    """rounds: the breakers that the clients have used, those of the moment last. synchronous=False: commits wait for no standby."""
 
     def __init__(self, seed, synchronous=True, clients=CLIENTS):
         self.random = random.Random(seed)
         self.synchronous = synchronous
         self.scratch = Scratch()
-        self.names = []
+        self.rounds = []
         self.agents_killed = 0
         self.writable = []  # (when a server took writes again, after which fault)
-        self._round = 0
         options = {"wal_retrieve_retry_interval": "100ms", "max_wal_size": "256MB"}
         self.primary = Postgres(self.scratch, options=options, name="pg-a").migrate()
         self.standby = Postgres(self.scratch, options=options, name="pg-b", standby_of=self.primary)
@@ -61,12 +60,15 @@ class System:
             each.close()
         self.scratch.cleanup()
 
+    @property
+    def names(self):
+        return self.rounds[-1]
+
     def next_round(self):
-        """New breakers, so that no history becomes too long to be checked."""
-        self._round += 1
-        names = [f"round-{self._round}/{letter}" for letter in "abc"]
+        """New breakers, so that no history becomes too long to be checked, or holds so much unknown that it explains anything."""
+        names = [f"round-{len(self.rounds) + 1}/{letter}" for letter in "abc"]
         self.primary.psql(";".join(f"SELECT cbshm.enable('{name}', 'harness')" for name in names))
-        self.names = names
+        self.rounds.append(names)
 
     def stop_clients(self):
         for each in self.clients + self.readers:

@@ -14,12 +14,13 @@ TRIES = 5  # for what breaks something only now and then, on a machine that may 
 
 class Broken(unittest.TestCase):
     def remarks(self, system, break_it):
-        """What is said of a round in which something was broken."""
-        breakers = system.names
+        """What is said of the rounds in which something was broken."""
+        first = len(system.rounds) - 1
         with break_it(system):
             time.sleep(0.6)
         system.next_round()
         time.sleep(0.3)
+        breakers = set().union(*system.rounds[first:-1])
         records = [each for each in system.records() if each.breaker in breakers]
         broken, told = verdict.anomalies(records, system.primary)
         tap.note(f"{break_it.__name__}: {told['records']} records, {len(broken)} remarks, such as {broken[:1]}"[:300])

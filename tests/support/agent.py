@@ -43,7 +43,7 @@ class Agent:
     A cbagent, started and ready. postgres: a migrated support.postgres.Postgres (or conninfo=).
     config: more settings, {"segment": {"capacity": 1024}}; a value of None drops the key.
     user: run as that user (root only). ready=False: only start it, e.g. with the database down.
-    prefix: a command that executes its arguments.
+    prefix: a command that executes its arguments. Both it and `program` may be others at the next start.
     """
 
     def __init__(self, postgres=None, scratch=None, config=None, user=None, conninfo=None, ready=True, environment=None,
@@ -57,7 +57,8 @@ class Agent:
         self.config_path = os.path.join(self.directory, "cbagent.conf")
         self.log_path = os.path.join(self.directory, "log")
         self.process = None
-        self._prefix = prefix
+        self.program = "agent/cbagent"
+        self.prefix = prefix
         self._environment = {**os.environ, **(environment or {})}
         conninfo = conninfo or (postgres.conninfo(user=AGENT_USER) if postgres else None)
         self.config = {"postgres": {"conninfo": conninfo}, "segment": {"name": self.segment, "capacity": "1024"},
@@ -88,7 +89,7 @@ class Agent:
     # ---- the process ----
 
     def start(self, ready=True, timeout=20):
-        command = [*self._prefix, program("agent/cbagent"), "--config", self.config_path]
+        command = [*self.prefix, program(self.program), "--config", self.config_path]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(command, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log,
                                             stderr=log, env=self._environment, start_new_session=True,
