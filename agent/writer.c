@@ -81,6 +81,7 @@ static const char sql_xact_status[] = "SELECT pg_catalog.pg_xact_status($1::pg_c
 static const char sql_settled[] = "SELECT pg_catalog.pg_logical_emit_message(true, 'cbshm', '')";
 
 static void finish(struct batch *batch);
+static void run_queue(struct writer *writer);
 
 /* ---- tickets ---- */
 
@@ -258,8 +259,8 @@ static void answer_all(struct batch *batch, const struct answer *given)
 	}
 }
 
-/* The answers of a committed batch; requests whose rows were locked line up in their lanes. */
-static void answer_committed(struct batch *batch)
+/* Requests whose rows are locked line up in their lanes, before any that have come after them. */
+static void line_up_locked(struct batch *batch)
 {
 	struct answer found;
 
@@ -267,15 +268,44 @@ static void answer_committed(struct batch *batch)
 	for (unsigned i = 0; i < batch->count; i++) {
 		struct ticket *ticket = batch->tickets[i];
 
-		if (ticket->finished)
+		if (ticket->finished || batch_answer(batch, i, &found))
 			continue;
-		if (batch_answer(batch, i, &found)) {
-			tally_answer(&batch->writer->tally, ticket->request, &found);
-			answer(ticket, &found);
-		} else {
-			tickets_append(&lane_make(batch->writer, ticket->request)->tickets, ticket);
-			batch->tickets[i] = NULL;
-		}
+		tickets_append(&lane_make(batch->writer, ticket->request)->tickets, ticket);
+		batch->tickets[i] = NULL;
+	}
+}
+
+/* No longer under way. */
+static void withdraw(struct batch *batch)
+{
+	struct writer *writer = batch->writer;
+
+	if (writer->active == batch)
+		writer->active = NULL;
+	if (writer->lane_active == batch)
+		writer->lane_active = NULL;
+}
+
+/* Tells the clients of a committed batch, while the server is at the next one. */
+static void answer_committed(struct batch *batch)
+{
+	struct writer *writer = batch->writer;
+	const bool free_to_go =
+		writer->active == batch && database_state(writer->agent->database) == DATABASE_LIVE;
+	struct answer found;
+
+	line_up_locked(batch);
+	withdraw(batch);
+	if (free_to_go)
+		run_queue(writer);
+	for (unsigned i = 0; i < batch->count; i++) {
+		struct ticket *ticket = batch->tickets[i];
+
+		if (ticket == NULL || ticket->finished)
+			continue;
+		(void)batch_answer(batch, i, &found);
+		tally_answer(&writer->tally, ticket->request, &found);
+		answer(ticket, &found);
 	}
 }
 
@@ -323,10 +353,7 @@ static void finish(struct batch *batch)
 	struct writer *writer = batch->writer;
 	struct lane *lane = batch->lane;
 
-	if (writer->active == batch)
-		writer->active = NULL;
-	if (writer->lane_active == batch)
-		writer->lane_active = NULL;
+	withdraw(batch);
 	batch_free(batch);
 	if (lane != NULL) {
 		lane->batches--;
@@ -515,10 +542,7 @@ static void lost(struct batch *batch)
 {
 	struct writer *writer = batch->writer;
 
-	if (writer->active == batch)
-		writer->active = NULL;
-	if (writer->lane_active == batch)
-		writer->lane_active = NULL;
+	withdraw(batch);
 	batch->next = writer->lost;
 	writer->lost = batch;
 	event_active(writer->kick, EV_TIMEOUT, 0);
@@ -542,7 +566,9 @@ static void on_batch(struct unit *unit, enum unit_end end, void *arg)
 		lost(batch);
 		return;
 	}
-	/* Its word counts, even if the connection ended right after it. */
+	/* Its word counts, even if the connection ended right after it; but no other goes over that. */
+	if (end == UNIT_LOST)
+		withdraw(batch);
 	if (strcmp(PQcmdStatus((PGresult *)(uintptr_t)commit), "COMMIT") != 0) {
 		put_back(batch);
 		finish(batch);

@@ -729,6 +729,32 @@ class Faults(unittest.TestCase):
         self.assertRegex(agent.log(), "event=lost_commit .*requests=1 outcome=aborted")
         self.assertEqual(agent.call("GetState", name="order")["state"]["reason"], "last")
 
+    def test_order_behind_a_locked_row(self):
+        """What has found its row locked comes before what the client has sent since, though that is sent at once."""
+        proxy = self.proxy()
+        agent = self.agent(conninfo=proxy.conninfo())
+        agent.call("Enable", name="order")
+        committed, go_on = threading.Event(), threading.Event()
+
+        def hold(kind, body):
+            if kind == b"C" and body.startswith(b"COMMIT") and not committed.is_set():
+                committed.set()
+                go_on.wait(10)
+            return True
+        session = self.postgres.session()
+        self.addCleanup(session.close)
+        session.execute("BEGIN")
+        session.execute("SELECT FROM cbshm.breaker WHERE name = 'order' FOR UPDATE")
+        proxy.filter = hold
+        with agent.connect() as client:
+            client.send("Disable", {"name": "order", "reason": "first"})
+            self.assertTrue(committed.wait(5))
+            client.send("Enable", {"name": "order"})
+            time.sleep(0.2)  # it reaches the agent meanwhile
+            session.execute("COMMIT")
+            go_on.set()
+            self.assertEqual([client.receive()["changed"] for _ in range(2)], [True] * 2)
+
     def test_clashes(self):
         """A serialization failure is tried again after a pause, within the deadline; others go on."""
         agent = self.agent()
