@@ -46,7 +46,10 @@ unsigned unit_add(struct unit *unit, const char *sql, int count, ...);
  */
 unsigned unit_add_binary(struct unit *unit, const char *sql, int count, const struct text *values);
 
-/* Adds a statement: the commit waits for neither disk nor standby, and may be lost in a crash. */
+/*
+ * Adds a statement: the commit waits for neither disk nor standby, and may be lost in a crash; and no lock is waited for for
+ * longer than 50 ms.
+ */
 void unit_asynchronous(struct unit *unit);
 
 /* How the statement added last is treated. */

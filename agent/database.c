@@ -92,14 +92,17 @@ static const char sql_incarnation[] =
 	"pg_catalog.pg_stat_bgwriter";
 /*
  * Which of two server processes wait for a synchronous standby: as long as there is none, no commit ends. A pooler has numbers of
- * its own for them: behind it, one of any agent's may be meant.
+ * its own for them: behind it, one of any agent's may be meant that has waited for so long.
  */
 static const char sql_waiting[] =
-	"SELECT coalesce(pg_catalog.bool_or($3::pg_catalog.bool OR pid = $1::pg_catalog.int4),"
-	"  false),"
-	" coalesce(pg_catalog.bool_or($3::pg_catalog.bool OR pid = $2::pg_catalog.int4), false)"
-	" FROM pg_catalog.pg_stat_activity WHERE wait_event = 'SyncRep'";
+	"SELECT coalesce(pg_catalog.bool_or(pid = $1::pg_catalog.int4 OR any_of_ours), false),"
+	" coalesce(pg_catalog.bool_or(pid = $2::pg_catalog.int4 OR any_of_ours), false)"
+	" FROM (SELECT pid, $3::pg_catalog.bool AND usename = SESSION_USER"
+	"  AND datname = pg_catalog.current_database()"
+	"  AND state_change < pg_catalog.clock_timestamp() - interval '5 s' AS any_of_ours"
+	"  FROM pg_catalog.pg_stat_activity WHERE wait_event = 'SyncRep') waiting";
 static const char sql_heartbeat[] = "SELECT cbshm.heartbeat($1, $2, $3, $4::pg_catalog.int8)";
+static const char sql_clock[] = "SELECT pg_catalog.clock_timestamp()";
 
 struct clock_sample {
 	int64_t offset; /* database's clock - CLOCK_BOOTTIME */
@@ -135,6 +138,7 @@ struct database {
 	struct event *tick;
 	unsigned ticks;
 	bool heartbeat_pending;
+	bool row_locked;      /* told: by somebody else, since the last heartbeat */
 	bool asking_why;      /* a commit does not end */
 	bool standby_awaited; /* as it was the last time; the log has it */
 	char trouble[512];
@@ -447,20 +451,8 @@ static int64_t result_time(const PGresult *result)
 	return (int64_t)be64toh(value) + POSTGRES_EPOCH;
 }
 
-static void on_heartbeat(struct unit *unit, enum unit_end end, void *arg)
+static void take_beat(struct database *database, const struct unit *unit)
 {
-	struct database *database = arg;
-
-	database->heartbeat_pending = false;
-	if (end == UNIT_LOST)
-		return;
-	if (end == UNIT_FAILED) {
-		/* If somebody keeps the agents' rows locked, the next one will do. */
-		if (database->state != DATABASE_LIVE ||
-		    failure_classify(unit_error(unit)) != FAILURE_LOCK)
-			database_break(database, PQresultErrorMessage(unit_error(unit)));
-		return;
-	}
 	take_clock(database, result_time(unit_result(unit, 1)), unit_sent_at(unit),
 		   unit_ended_at(unit));
 	if (database->state == DATABASE_CHECKING) {
@@ -469,6 +461,52 @@ static void on_heartbeat(struct unit *unit, enum unit_end end, void *arg)
 	} else if (database->state == DATABASE_LIVE && !database->deaf &&
 		   mirror_is_current(database->agent->mirror)) {
 		segment_writer_database_confirmed(database->agent->segment);
+	}
+}
+
+static void on_clock(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct database *database = arg;
+
+	database->heartbeat_pending = false;
+	if (end == UNIT_DONE)
+		take_beat(database, unit);
+	else if (end == UNIT_FAILED)
+		database_break(database, PQresultErrorMessage(unit_error(unit)));
+}
+
+/* Somebody keeps the agents' rows locked: this host is not seen, and goes on without. */
+static void beat_without_row(struct database *database, const PGresult *error)
+{
+	struct unit *unit = unit_new(on_clock, database);
+
+	if (!database->row_locked)
+		log_problem(LOG_LEVEL_WARNING, "agent_locked",
+			    "end the transaction that keeps rows of cbshm.agent locked: until then "
+			    "this host seems to be gone",
+			    "reason=%s",
+			    LOG_VALUE(PQresultErrorField(error, PG_DIAG_MESSAGE_PRIMARY)));
+	database->row_locked = true;
+	unit_asynchronous(unit);
+	unit_add(unit, sql_clock, 0);
+	unit_binary(unit);
+	database->heartbeat_pending = true;
+	connection_run(database->control, unit);
+}
+
+static void on_heartbeat(struct unit *unit, enum unit_end end, void *arg)
+{
+	struct database *database = arg;
+	const PGresult *error = unit_error(unit);
+
+	database->heartbeat_pending = false;
+	if (end == UNIT_FAILED && failure_classify(error) == FAILURE_LOCK) {
+		beat_without_row(database, error);
+	} else if (end == UNIT_FAILED) {
+		database_break(database, PQresultErrorMessage(error));
+	} else if (end == UNIT_DONE) {
+		database->row_locked = false;
+		take_beat(database, unit);
 	}
 }
 

@@ -34,6 +34,7 @@
 #define PAUSE_LAST   200000
 #define LAST_LOOK    20000 /* so long before the deadline */
 #define SWEEP_EVERY  20000
+#define AGAIN_AFTER  200000
 #define LEAVE_WITHIN 1000000
 
 #define WAITS_MAX      64
@@ -61,6 +62,7 @@ struct fleet {
 	bool acknowledging;
 	TAILQ_HEAD(waits, wait) waits;
 	unsigned count;
+	struct event *again; /* acknowledges */
 	struct event *kick;
 	struct event *sweep;
 	struct event *leave; /* ends the patience with the database */
@@ -98,7 +100,7 @@ static void on_acknowledged(struct unit *unit, enum unit_end end, void *arg)
 	fleet->acknowledging = false;
 	if (end == UNIT_FAILED && failure_classify(unit_error(unit)) == FAILURE_LOCK)
 		/* Somebody keeps the agents' rows locked. */
-		acknowledge(fleet);
+		event_add(fleet->again, &(struct timeval){.tv_usec = AGAIN_AFTER});
 	else if (end == UNIT_FAILED)
 		/* As for the heartbeat; the load after it reads the barrier. */
 		database_break(fleet->agent->database, PQresultErrorMessage(unit_error(unit)));
@@ -121,6 +123,17 @@ static void acknowledge(struct fleet *fleet)
 	fleet->acknowledging = true;
 	fleet->acknowledged = fleet->applied;
 	run_unit(fleet, unit);
+}
+
+static void on_again(evutil_socket_t fd, short what, void *arg)
+{
+	struct fleet *fleet = arg;
+
+	(void)fd;
+	(void)what;
+	if (database_state(fleet->agent->database) == DATABASE_LIVE && !fleet->acknowledging &&
+	    !fleet->leaving)
+		acknowledge(fleet);
 }
 
 void fleet_applied(struct fleet *fleet, int64_t barrier)
@@ -500,6 +513,7 @@ struct fleet *fleet_new(struct agent *agent)
 
 	fleet->agent = agent;
 	TAILQ_INIT(&fleet->waits);
+	fleet->again = evtimer_new(agent->base, on_again, fleet);
 	fleet->kick = evtimer_new(agent->base, on_kick, fleet);
 	fleet->sweep = evtimer_new(agent->base, on_sweep, fleet);
 	fleet->leave = evtimer_new(agent->base, on_leave_timeout, fleet);
@@ -516,6 +530,7 @@ void fleet_free(struct fleet *fleet)
 	if (fleet == NULL)
 		return;
 	fleet_stop(fleet);
+	event_free(fleet->again);
 	event_free(fleet->kick);
 	event_free(fleet->sweep);
 	event_free(fleet->leave);

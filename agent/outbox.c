@@ -69,8 +69,9 @@ struct outbox {
 	bool unmarked; /* the database does not take the ends: slow down */
 
 	bool failing;
-	int64_t failed_at; /* last */
-	unsigned vain;     /* comebacks without a delivery since */
+	int64_t failed_at;    /* last */
+	int64_t not_woken_at; /* told last */
+	unsigned vain;        /* comebacks without a delivery since */
 	struct event *probe;
 	struct delivery *probing;
 	char logged[512];
@@ -96,7 +97,8 @@ static const char sql_sent[] = "SELECT cbshm.alerts_sent($1, $2::pg_catalog.int8
 static const char sql_put_off[] =
 	"SELECT id, breaker, kind FROM cbshm.alerts_put_off($1, $2::pg_catalog.int8[], $3)";
 static const char sql_wake[] =
-	"SELECT cbshm.alerts_wake(pg_catalog.make_interval(secs => $1::pg_catalog.float8))";
+	"SELECT cbshm.alerts_wake_some(pg_catalog.make_interval(secs => $1::pg_catalog.float8),"
+	" $2::pg_catalog.timestamptz)";
 static const char sql_skip[] =
 	"SELECT cbshm.alerts_skipped(pg_catalog.make_interval(secs => $1::pg_catalog.float8))";
 static const char sql_depth[] =
@@ -240,29 +242,32 @@ static void doubt(struct outbox *outbox)
 		set_timer(outbox->probe, PROBE_EVERY);
 }
 
-static void wake(struct outbox *outbox);
+static void wake(struct outbox *outbox, const char *position);
 
 static void on_woken(struct unit *unit, enum unit_end end, void *arg)
 {
 	struct outbox *outbox = arg;
+	const PGresult *position = unit_result(unit, 0);
 
-	if (end == UNIT_FAILED) {
+	if (end == UNIT_FAILED && now() - outbox->not_woken_at >= REPEAT_LOG) {
+		outbox->not_woken_at = now();
 		log_problem(LOG_LEVEL_WARNING, "alerts_not_woken", again_hint, "reason=%s",
 			    LOG_VALUE(PQresultErrorMessage(unit_error(unit))));
-		doubt(outbox);
 	}
+	if (end != UNIT_DONE)
+		doubt(outbox);
 	hurry(outbox);
-	if (end == UNIT_DONE && !outbox->failing && is_live(outbox) &&
-	    atoll(PQgetvalue(unit_result(unit, 0), 0, 0)) > 0)
-		wake(outbox);
+	if (end == UNIT_DONE && !outbox->failing && is_live(outbox) && !PQgetisnull(position, 0, 0))
+		wake(outbox, PQgetvalue(position, 0, 0));
 }
 
 /* What waited for it is due, a helping at a time. */
-static void wake(struct outbox *outbox)
+static void wake(struct outbox *outbox, const char *position)
 {
 	struct unit *unit = unit_new(on_woken, outbox);
 
-	unit_add(unit, sql_wake, 1, number_text((double)(now() - outbox->failed_at) / 1000000));
+	unit_add(unit, sql_wake, 2, number_text((double)(now() - outbox->failed_at) / 1000000),
+		 memory_copy(position));
 	run_change(outbox, unit);
 }
 
@@ -277,7 +282,7 @@ static void note_success(struct outbox *outbox)
 		log_event(LOG_LEVEL_INFO, "alertmanager_available", "after=%.1f",
 			  (double)(now() - outbox->failed_at) / 1000000);
 	*outbox->logged = '\0';
-	wake(outbox);
+	wake(outbox, "-infinity");
 }
 
 static void on_probed(enum delivery_end end, const char *reason, void *arg)

@@ -11,6 +11,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/queue.h>
 #include <time.h>
 
@@ -136,13 +137,17 @@ static bool changes_alerts(const struct request *request)
 	return request->kind == REQUEST_RETRY_ALERTS || request->kind == REQUEST_PURGE_ALERTS;
 }
 
-/* Asked again within its deadline: a question does no harm. What has failed has changed nothing either. */
+/*
+ * Asked again within its deadline: a question does no harm. What has failed has changed nothing either; but what was too much for
+ * the limit would be again.
+ */
 static bool may_repeat(const struct query *query, enum unit_end end, const PGresult *error)
 {
 	if (query->request == NULL)
 		return false;
 	return (end == UNIT_LOST && !changes_alerts(query->request)) ||
-	       (error != NULL && failure_classify(error) == FAILURE_TRANSIENT);
+	       (error != NULL && failure_classify(error) == FAILURE_TRANSIENT &&
+		strcmp(PQresultErrorField(error, PG_DIAG_SQLSTATE), "57014") != 0);
 }
 
 static void on_answer(struct unit *unit, enum unit_end end, void *arg)

@@ -26,7 +26,7 @@ BEGIN
 		   WHERE l.status = 'pending' AND l.next_attempt_at > moment
 			 AND l.next_attempt_at < moment + interval '10 min')
 	   OR EXISTS (SELECT FROM cbshm.alert_queue l
-		      WHERE l.resend_at > moment AND l.resend_at < moment + interval '10 min'
+		      WHERE l.resend_at > moment AND l.resend_at <= moment + interval '1 hour'
 			    AND l.status = 'sent') THEN
 		RETURN 0;
 	END IF;
@@ -64,7 +64,8 @@ LANGUAGE sql VOLATILE AS $$
 		ORDER BY h.id LIMIT max FOR UPDATE SKIP LOCKED) l
 $$;
 
--- As in 0004, but an incident of which somebody has locked any alert is left for later, not waited for.
+-- As in 0004, but an incident of which somebody has locked any alert is left for later, not waited for; if that is so with all that
+-- come first, those behind them are looked at, up to 25 times as many as are asked for.
 CREATE OR REPLACE FUNCTION cbshm.claim_alerts(agent text, max int, lease interval)
 RETURNS TABLE (id bigint, incident_id uuid, breaker text, kind text, repeated boolean, payload jsonb)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -73,15 +74,21 @@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
 	moment timestamptz := clock_timestamp();
-	incidents uuid[] := cbshm.lease_incidents(moment, max);
+	incidents uuid[];
 	mine bigint[];
+	many int;
 BEGIN
-	-- A statement of its own: it sees the closings that were committed before the locks were ours.
-	mine := ARRAY(SELECT q.id FROM cbshm.alert_queue q
-		      WHERE q.incident_id = ANY (incidents) FOR UPDATE SKIP LOCKED);
-	incidents := ARRAY(SELECT q.incident_id FROM cbshm.alert_queue q
-			   WHERE q.incident_id = ANY (incidents)
-			   GROUP BY q.incident_id HAVING bool_and(q.id = ANY (mine)));
+	FOREACH many IN ARRAY ARRAY[max, 5 * max] LOOP
+		incidents := cbshm.lease_incidents(moment, many);
+		-- A statement of its own: it sees the closings that were committed before the locks were ours.
+		mine := ARRAY(SELECT q.id FROM cbshm.alert_queue q
+			      WHERE q.incident_id = ANY (incidents) FOR UPDATE SKIP LOCKED);
+		incidents := ARRAY(SELECT q.incident_id FROM cbshm.alert_queue q
+				   WHERE q.incident_id = ANY (incidents)
+				   GROUP BY q.incident_id HAVING bool_and(q.id = ANY (mine))
+				   ORDER BY min(q.id) LIMIT max);
+		EXIT WHEN cardinality(incidents) > 0;
+	END LOOP;
 	RETURN QUERY
 	WITH looked AS (
 		SELECT q.id, q.incident_id, q.status = 'pending' AS fresh,
@@ -144,12 +151,11 @@ BEGIN
 END
 $$;
 
--- As in 0004, also if somebody has put an alert off for ever.
+-- As in 0004, also if somebody has put an alert off for ever, or before all time.
 CREATE OR REPLACE FUNCTION cbshm.alerts_due(with_repetitions boolean) RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-	SELECT greatest(0, ceil(extract(epoch FROM
-			least(due, clock_timestamp() + interval '1 day') - clock_timestamp()) * 1000))::bigint
-	FROM (SELECT least(
+	SELECT ceil(extract(epoch FROM least(greatest(due, moment), moment + interval '1 day') - moment) * 1000)::bigint
+	FROM (SELECT clock_timestamp() AS moment, least(
 		(SELECT min(next_attempt_at) FROM cbshm.alert_queue WHERE status = 'pending'),
 		CASE WHEN with_repetitions THEN
 			(SELECT min(resend_at) FROM cbshm.alert_queue WHERE resend_at IS NOT NULL)
@@ -157,11 +163,11 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 	WHERE due IS NOT NULL
 $$;
 
--- As in 0004, but at most so many of them that it does not take long: as long as it returns more than 0 it is to be asked
--- again. What is due already is not due once more. What is to be repeated stands in the order in which it was sent: where a
--- thousand have been sent since, so have those behind them.
-DROP FUNCTION cbshm.alerts_wake;
-CREATE FUNCTION cbshm.alerts_wake(away interval) RETURNS bigint
+-- What alerts_wake of 0004, which agents of before go on to call, does at once: here at most so many of them that it does not take
+-- long. To be asked again with the position that it returns, until that is null: the first one is -infinity. What is to be repeated
+-- is gone through in the order of resend_at; what has been sent since, or is leased, stays behind the position, and what somebody
+-- has put off for ever is left alone.
+CREATE FUNCTION cbshm.alerts_wake_some(away interval, INOUT "position" timestamptz)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
@@ -172,20 +178,24 @@ DECLARE
 		WHERE l.status = 'pending' AND l.next_attempt_at > moment
 		      AND l.attempts > 0 AND l.leased_by IS NULL
 		ORDER BY l.next_attempt_at, l.id LIMIT 200 FOR UPDATE SKIP LOCKED);
-	to_repeat bigint[] := ARRAY(
-		SELECT l.id FROM cbshm.alert_queue l
-		WHERE l.leased_by IS NULL AND l.id = ANY (ARRAY(
-			SELECT r.id
-			FROM (SELECT q.id, q.leased_by, q.sent_at FROM cbshm.alert_queue q
-			      WHERE q.resend_at > moment ORDER BY q.resend_at LIMIT 1000) r
-			WHERE r.leased_by IS NULL
-			      AND (r.sent_at IS NULL OR r.sent_at < moment - away)
-			LIMIT 200))
-		FOR UPDATE SKIP LOCKED);
+	to_repeat bigint[];
+	looked_at bigint;
+	last timestamptz;
 BEGIN
 	UPDATE cbshm.alert_queue q SET next_attempt_at = moment WHERE q.id = ANY (put_off);
-	UPDATE cbshm.alert_queue q SET resend_at = moment WHERE q.id = ANY (to_repeat);
-	RETURN cardinality(put_off) + cardinality(to_repeat);
+	SELECT array_agg(r.id) FILTER (WHERE r.leased_by IS NULL
+				       AND (r.sent_at IS NULL OR r.sent_at < moment - away)),
+		count(*), max(r.resend_at)
+	INTO to_repeat, looked_at, last
+	FROM (SELECT q.id, q.leased_by, q.sent_at, q.resend_at FROM cbshm.alert_queue q
+	      WHERE q.resend_at > greatest(moment, "position") AND q.resend_at < 'infinity'
+	      ORDER BY q.resend_at FETCH FIRST 200 ROWS WITH TIES) r;
+	UPDATE cbshm.alert_queue q SET resend_at = moment
+	WHERE q.id = ANY (ARRAY(SELECT l.id FROM cbshm.alert_queue l
+				WHERE l.id = ANY (to_repeat) AND l.leased_by IS NULL
+				FOR UPDATE SKIP LOCKED));
+	"position" := CASE WHEN looked_at >= 200 THEN last
+			   WHEN cardinality(put_off) = 200 THEN "position" END;
 END
 $$;
 
@@ -213,8 +223,6 @@ ALTER FUNCTION cbshm.alerts_put_off SET lock_timeout = '50ms' SET enable_seqscan
 	SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off;
 ALTER FUNCTION cbshm.alerts_release SET lock_timeout = '50ms' SET enable_seqscan = off
 	SET enable_bitmapscan = off;
-ALTER FUNCTION cbshm.heartbeat SET lock_timeout = '50ms';
-ALTER FUNCTION cbshm.acknowledge_barrier SET lock_timeout = '50ms';
 
 -- ---- rows that no trigger has seen ----------------------------------------------------------
 
@@ -258,5 +266,5 @@ $$;
 
 -- ---- rights -----------------------------------------------------------------------------------
 
-REVOKE ALL ON FUNCTION cbshm.alerts_wake FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION cbshm.alerts_wake TO cbshm_agent;
+REVOKE ALL ON FUNCTION cbshm.alerts_wake_some FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION cbshm.alerts_wake_some TO cbshm_agent;

@@ -276,9 +276,9 @@ class Trouble(AlertTest):
 class Queue(AlertTest):
     """The functions that the agents call, without an agent."""
 
-    def claim(self, agent, session=None, lease="20 s"):
-        sql = (f"SELECT breaker || ' ' || kind || ' ' || repeated FROM cbshm.claim_alerts('{agent}', 100, '{lease}') "
-               "ORDER BY id")
+    def claim(self, agent, session=None, lease="20 s", incidents=100):
+        sql = ("SELECT breaker || ' ' || kind || ' ' || repeated "
+               f"FROM cbshm.claim_alerts('{agent}', {incidents}, '{lease}') ORDER BY id")
         return (session.execute(sql) if session else self.postgres.psql(sql)).split("\n")
 
     def ids(self, breaker):
@@ -331,20 +331,30 @@ class Queue(AlertTest):
         user.execute("COMMIT")
         self.assertEqual(self.claim("two")[:2], ["one disable false", "one enable false"])
 
+    def test_closings_that_are_locked_hold_up_nothing_else(self):
+        self.postgres.psql("INSERT INTO cbshm.breaker (name, disabled) SELECT 'held/' || n, true FROM generate_series(1, 60) n;"
+                           "UPDATE cbshm.breaker SET disabled = false; SELECT cbshm.disable('free', 'x')")
+        user = self.session()
+        user.execute("BEGIN")
+        user.execute("SELECT FROM cbshm.alert_queue WHERE kind = 'enable' FOR UPDATE")
+        self.assertEqual(self.claim("two", incidents=20), ["free disable false"])
+
     def test_nothing_is_skipped_while_somebody_sends(self):
         skip = "SELECT cbshm.alerts_skipped('0')"
         self.postgres.psql("SELECT cbshm.disable('a', 'x')")
         self.claim("one")
         self.postgres.psql("SELECT cbshm.disable('b', 'x')")
         self.assertEqual(self.postgres.value(skip), "0")
-        self.postgres.psql(f"SELECT cbshm.alerts_sent('one', '{self.ids('a')}', '1 s'); SELECT cbshm.alerts_release('one')")
+        self.postgres.psql(f"SELECT cbshm.alerts_sent('one', '{self.ids('a')}', '1 h'); SELECT cbshm.alerts_release('one')")
         self.assertEqual(self.postgres.value(skip), "0")
-        time.sleep(1.1)
+        self.postgres.psql("UPDATE cbshm.alert_queue SET resend_at = now() WHERE breaker = 'a'")
         self.assertEqual(self.postgres.value(skip), "1")
 
     def test_an_alert_put_off_for_ever(self):
         self.postgres.psql("SELECT cbshm.disable('never', 'x'); UPDATE cbshm.alert_queue SET next_attempt_at = 'infinity'")
         self.assertEqual(self.postgres.value("SELECT cbshm.alerts_due(false)"), str(24 * 3600 * 1000))
+        self.postgres.psql("UPDATE cbshm.alert_queue SET next_attempt_at = '-infinity'")
+        self.assertEqual(self.postgres.value("SELECT cbshm.alerts_due(false)"), "0")
 
     def test_marking_waits_for_other_agents(self):
         """As for one that looks for something to lease: else what was sent is sent once more."""
@@ -471,18 +481,46 @@ class LongQueue(AlertTest):
         calls = ("cbshm.claim_alerts('one', 50, '20 s')", f"cbshm.alerts_sent('one', {ids}, '60 s')",
                  "cbshm.claim_alerts('one', 50, '20 s')", f"cbshm.alerts_put_off('one', {ids}, 'no')",
                  "cbshm.alerts_release('one')", "cbshm.alerts_skipped('0')", "cbshm.alerts_due(true)",
-                 "cbshm.alerts_wake('1 min')", "cbshm.alerts_wake('1 min')")
+                 "cbshm.alerts_wake_some('1 min', '-infinity')", "cbshm.alerts_wake_some('1 min', now() + interval '30 min')")
         session = self.session()
         for _ in range(6):
             for call in calls:
                 self.reads(session, call)
-        self.fill(10000, "UPDATE cbshm.alert_queue SET status = 'sent', sent_at = now(), resend_at = now() + interval '1 hour' "
-                         "WHERE breaker > 'many/5'")
+        self.fill(10000, "UPDATE cbshm.alert_queue SET status = 'sent', sent_at = now(), "
+                         "resend_at = clock_timestamp() + interval '1 hour' WHERE breaker > 'many/5'")
         for call in calls:
             tuples, scans = self.reads(session, call)
             tap.note(f"{call}: {tuples} rows")
             self.assertLess(tuples, 1500, call)
             self.assertEqual(scans, 0, call)
+
+    def wake(self, away="1 min"):
+        """How many steps it took."""
+        position, steps = "-infinity", 0
+        while position:
+            position = self.postgres.value(f"SELECT cbshm.alerts_wake_some('{away}', '{position}')")
+            steps += 1
+            self.assertLess(steps, 100)
+        return steps
+
+    def due(self):
+        return self.postgres.psql("SELECT breaker FROM cbshm.alert_queue WHERE resend_at <= clock_timestamp() ORDER BY 1").split("\n")
+
+    def test_what_others_repeat_more_often_hides_nothing(self):
+        """What has been sent since comes first, however much it is."""
+        self.fill(3000, "UPDATE cbshm.alert_queue SET status = 'sent', sent_at = now(), "
+                        "resend_at = clock_timestamp() + interval '1 min'; UPDATE cbshm.alert_queue SET sent_at = now() - interval '10 min', "
+                        "resend_at = now() + interval '50 min' WHERE breaker = 'many/7'; "
+                        "UPDATE cbshm.alert_queue SET sent_at = now() - interval '10 min', resend_at = 'infinity' "
+                        "WHERE breaker = 'many/8'")
+        tap.note(f"{self.wake()} steps")
+        self.assertEqual(self.due(), ["many/7"])
+
+    def test_all_at_the_same_moment(self):
+        self.fill(700, "UPDATE cbshm.alert_queue SET status = 'sent', resend_at = now() + interval '1 hour', sent_at = now() "
+                       "- interval '10 min' * (breaker < 'many/2')::int")
+        self.wake()
+        self.assertEqual(len(self.due()), int(self.postgres.value("SELECT count(*) FROM cbshm.breaker WHERE name < 'many/2'")))
 
     def test_all_that_was_put_off_is_due_at_once(self):
         """More than one statement may take: Alertmanager has come back."""

@@ -219,6 +219,30 @@ class Fleet(unittest.TestCase):
             self.third.sigcont()
         self.assertEqual(wait.get()["in_force"], 3, "and as soon as it goes on, it is not")
 
+    def test_rows_that_somebody_keeps_locked(self):
+        """All go on, a new one begins, and nobody asks the server again and again; who waits is answered when it is over."""
+        session = self.postgres.session()
+        self.addCleanup(session.close)
+        session.execute("BEGIN")
+        session.execute("LOCK TABLE cbshm.agent IN SHARE MODE")
+        before = self.postgres.log().count("due to lock timeout")
+        with start(self.postgres, "new") as new:
+            self.assertTrue(new.is_open("locked") is None)
+            for agent in (self.first, new):
+                wait_for(lambda agent=agent: "event=agent_locked" in agent.log(), 5)
+            waiting = Later(self.first.call, "WaitFleet", timeout_ms=20000)
+            time.sleep(2)
+            tap.note(f"{self.postgres.log().count('due to lock timeout') - before} statements failed")
+            self.assertLess(self.postgres.log().count("due to lock timeout") - before, 100)
+            self.postgres.psql("SELECT cbshm.disable('locked', 'x')")
+            wait_for(lambda: all(agent.is_open("locked") for agent in (*self.agents, new)), 2)
+            session.execute("COMMIT")
+            fleet = waiting.get()["fleet"]
+            self.assertEqual(fleet["hosts"], fleet["in_force"])
+            self.assertNotIn("database_unavailable", new.log())
+            self.assertEqual(new.log().count("event=agent_locked"), 1)
+            new.stop()
+
     def test_one_that_dies_drops_out(self):
         self.third.kill9()
         self.sql("UPDATE cbshm.agent SET last_seen_at = last_seen_at - interval '8 s' WHERE instance = 'agent-2'")

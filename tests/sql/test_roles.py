@@ -13,7 +13,7 @@ TABLES = ("agent", "alert_queue", "audit_log", "breaker", "incident", "request",
           "tombstone")
 AGENT_FUNCTIONS = {"apply", "report", "recover", "state_json", "incidents_json", "set_policy_json", "heartbeat",
                    "claim_alerts", "alerts_sent", "alerts_put_off", "alerts_release", "alerts_wake",
-                   "alerts_skipped", "alerts_due", "alerts_depth", "alerts_retry", "alerts_purge",
+                   "alerts_wake_some", "alerts_skipped", "alerts_due", "alerts_depth", "alerts_retry", "alerts_purge",
                    "announce_barrier", "last_barrier", "acknowledge_barrier", "remove_agent", "fleet_json",
                    "agents_json", "settings_version", "announcement_key", "log_json", "alerts_json"}
 READER_FUNCTIONS = {"get_state", "get_incidents", "state_json", "incidents_json", "policy_json", "fleet_json",
