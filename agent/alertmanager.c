@@ -70,6 +70,7 @@ struct post {
 	struct evhttp_connection *connection;
 	struct event *step;
 	bool timed_out;
+	bool closed; /* by the other end */
 	bool answered;
 	bool ended;
 	enum post_result result;
@@ -342,6 +343,9 @@ static void no_answer(struct post *post, int error)
 			 X509_verify_cert_error_string(verified));
 	else if (tls_problem != 0)
 		post_end(post, POST_TLS, "TLS: %s", tls_error(tls_problem));
+	else if (post->closed)
+		post_end(post, POST_CONNECT, "%s has closed the connection without an answer",
+			 address);
 	else
 		post_end(post, post->timed_out ? POST_TIMEOUT : POST_CONNECT,
 			 "no answer from %s%s%s", address, error != 0 ? ": " : "",
@@ -382,6 +386,7 @@ static void on_request_error(enum evhttp_request_error error, void *arg)
 	struct post *post = arg;
 
 	post->timed_out = error == EVREQ_HTTP_TIMEOUT;
+	post->closed = error == EVREQ_HTTP_EOF;
 }
 
 static struct evhttp_request *new_request(struct post *post)

@@ -74,7 +74,9 @@ struct fleet {
 static const char sql_acknowledge[] =
 	"SELECT cbshm.acknowledge_barrier($1, $2, $3::pg_catalog.int8)";
 static const char sql_announce[] = "SELECT barrier, moment FROM cbshm.announce_barrier()";
-static const char sql_look[] = "SELECT f, f -> 'hosts' = f -> 'in_force' FROM cbshm.fleet_json("
+/* Where nobody is seen, not even this agent, nothing is known. */
+static const char sql_look[] = "SELECT f, f -> 'hosts' = f -> 'in_force' AND f -> 'hosts' <> '0'"
+			       " FROM cbshm.fleet_json("
 			       "$1::pg_catalog.int8, $2::pg_catalog.timestamptz) f";
 static const char sql_remove[] = "SELECT cbshm.remove_agent($1, $2)";
 
@@ -364,7 +366,8 @@ static void expire(struct fleet *fleet)
 
 	for (wait = TAILQ_FIRST(&fleet->waits); wait != NULL; wait = next) {
 		next = TAILQ_NEXT(wait, link);
-		if (wait->request == NULL || wait->request->deadline > now)
+		if (wait->request == NULL ||
+		    (wait->request->deadline > now && !wait->request->abandoned))
 			continue;
 		if (wait->found != NULL)
 			answer_found(wait);

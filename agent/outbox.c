@@ -413,8 +413,10 @@ static void on_delivered(enum delivery_end end, const char *reason, void *arg)
 			mark_put_off(outbox, 1, reason);
 		break;
 	case DELIVERY_FAILED:
-		/* The others would fare no better. */
-		mark_put_off(outbox, PQntuples(outbox->claimed) - outbox->at, reason);
+		/* The others would fare no better, as far as is known. */
+		mark_put_off(outbox,
+			     outbox->vain > 0 ? count : PQntuples(outbox->claimed) - outbox->at,
+			     reason);
 		note_failure(outbox, reason);
 		break;
 	}
@@ -491,7 +493,8 @@ static void on_claimed(struct unit *unit, enum unit_end end, void *arg)
 		outbox->claimed = unit_take_result(unit, 1);
 		outbox->claimed_at = unit_sent_at(unit);
 		outbox->at = 0;
-		outbox->at_once = PQntuples(outbox->claimed);
+		/* If it takes an empty list but not the alerts, it may be one of them that it cannot bear. */
+		outbox->at_once = outbox->vain > 0 ? 1 : PQntuples(outbox->claimed);
 		change_state(outbox, OUTBOX_SENDING);
 		send_next(outbox);
 	}

@@ -211,7 +211,9 @@ static void expire(struct queries *queries, int64_t now, enum answer_status stat
 
 	for (query = TAILQ_FIRST(&queries->list); query != NULL; query = next) {
 		next = TAILQ_NEXT(query, link);
-		if (query->request == NULL || query->request->deadline > now)
+		if (query->request == NULL ||
+		    (query->request->deadline > now &&
+		     (!query->request->abandoned || changes_alerts(query->request))))
 			continue;
 		answer(query, &given);
 		if (!query->sent)

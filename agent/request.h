@@ -6,7 +6,7 @@
  * The session parses and authorizes it, the writer carries it out, and `done` is called exactly
  * once with the answer, from the event loop, never from within writer_submit() itself.
  * The session owns the request and frees it after `done`; a client that went away does not take its
- * requests back: what was submitted is carried out.
+ * writes back: what was submitted is carried out.
  */
 #ifndef AGENT_REQUEST_H
 #define AGENT_REQUEST_H
@@ -76,6 +76,7 @@ struct request {
 	enum request_kind kind;
 	struct peer peer;
 	int64_t deadline; /* microseconds of CLOCK_MONOTONIC */
+	bool abandoned; /* the client has gone: what changes nothing may end now, with any answer */
 
 	/* Arguments; strings are owned by the request, NULL = not given. All are validated. */
 	char *name;

@@ -60,8 +60,9 @@ struct call {
 	struct call *next;
 	enum method_id method;
 	bool oneway;
-	bool handout;   /* it is answered when its turn has come, with a descriptor */
-	bool submitted; /* the writer has a request that points here */
+	bool handout;            /* it is answered when its turn has come, with a descriptor */
+	bool submitted;          /* the writer has a request that points here */
+	struct request *request; /* that one, while it has it */
 	bool answered;
 	size_t reserved;   /* bytes set aside for the reply */
 	const char *reply; /* NULL until answered, and of a oneway call */
@@ -412,6 +413,7 @@ static void carry_out(struct session *session, struct call *call, const struct d
 	request->done = request_done;
 	request->arg = call;
 	call->submitted = true;
+	call->request = request;
 	session->submitted++;
 	session->effect = effect;
 	writer_submit(session->host->writer, request);
@@ -525,6 +527,15 @@ static void stream_input(struct session *session)
 	}
 }
 
+/* Nobody reads the answers: those that are still to come need not be looked for. */
+static void abandon(struct session *session)
+{
+	for (struct call *call = session->first; call != NULL; call = call->next) {
+		if (call->submitted && !call->answered)
+			call->request->abandoned = true;
+	}
+}
+
 /* No whole frame is there. Will one come? */
 static void input_exhausted(struct session *session)
 {
@@ -537,6 +548,8 @@ static void input_exhausted(struct session *session)
 		broken_frame(session, "the connection ended within a message: its NUL is missing");
 	else if (ended)
 		drain(session);
+	if (ended && wire_is_closed(session->wire))
+		abandon(session);
 }
 
 static void session_process(struct session *session)
@@ -692,6 +705,7 @@ void session_free(struct session *session)
 
 	if (session == NULL)
 		return;
+	abandon(session);
 	for (call = session->first; call != NULL; call = next) {
 		next = call->next;
 		if (call->submitted && !call->answered)

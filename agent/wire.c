@@ -160,6 +160,13 @@ bool wire_ended(const struct wire *wire)
 	return wire->ended;
 }
 
+bool wire_is_closed(const struct wire *wire)
+{
+	struct pollfd at_peer = {.fd = wire->fd};
+
+	return poll(&at_peer, 1, 0) == 1 && (at_peer.revents & POLLHUP) != 0;
+}
+
 const char *wire_frame(struct wire *wire, size_t *size)
 {
 	const char *end = NULL;

@@ -43,6 +43,9 @@ int wire_receive(struct wire *wire);
 /* The peer sends no more. What it has sent may still be here. */
 bool wire_ended(const struct wire *wire);
 
+/* The peer has closed: it does not read either. */
+bool wire_is_closed(const struct wire *wire);
+
 /*
  * The first frame that is whole, in place and with its NUL, which `size` does not count; NULL: there is none. It stays
  * the first, and where it is, until it is dropped or more is received.

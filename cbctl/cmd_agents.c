@@ -77,7 +77,10 @@ static int print_all(const cJSON *answer, int error, const struct cbshm_call *ca
 		return fail(error_status(error), error_word(error),
 			    "the agents could not be asked whether they have everything: %s",
 			    call->message);
-	printf("Everything is in force %s.\n", fleet_words(fleet));
+	if (fleet->hosts == 0)
+		printf("No agent is seen alive.\n");
+	else
+		printf("Everything is in force %s.\n", fleet_words(fleet));
 	return STATUS_DONE;
 }
 

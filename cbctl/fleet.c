@@ -73,7 +73,7 @@ const char *fleet_words(const struct cbshm_fleet *fleet)
 
 static void print_fleet(const struct cbshm_fleet *fleet)
 {
-	const bool all = fleet->in_force == fleet->hosts;
+	const bool all = fleet->hosts > 0 && fleet->in_force == fleet->hosts;
 
 	printf("  in force  %s\n", coloured(all ? COLOUR_GOOD : COLOUR_BAD, fleet_words(fleet)));
 	if (fleet->silent_count > 0)
@@ -118,7 +118,10 @@ static int say(int error, const struct cbshm_call *call, const struct cbshm_flee
 {
 	if (error == 0 || error == CBSHM_ERR_BEHIND)
 		print_fleet(fleet);
-	if (error == CBSHM_ERR_BEHIND)
+	if (error == CBSHM_ERR_BEHIND && fleet->hosts == 0)
+		fail(STATUS_BEHIND, error_word(error),
+		     "no agent is seen alive; cbctl agents shows since when");
+	else if (error == CBSHM_ERR_BEHIND)
 		fail(STATUS_BEHIND, error_word(error), "not in force yet on %s",
 		     names(fleet->behind, fleet->behind_count, fleet->hosts - fleet->in_force));
 	else if (error != 0)

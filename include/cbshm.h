@@ -643,8 +643,8 @@ struct cbshm_fleet {
  * after a cbshm_disable(), until no such host lets traffic pass any more. An agent that dies
  * meanwhile is silent after 10 s; engines on such a host, if it runs, may still go by an earlier
  * state. Returns at the deadline of `call` (default 5 s: give more than those 10 s) with
- * CBSHM_ERR_BEHIND if some are behind; `fleet` is filled then, too. It is to be freed with
- * cbshm_fleet_free() in any case.
+ * CBSHM_ERR_BEHIND if some are behind, or if none is seen alive; `fleet` is filled then, too. It is
+ * to be freed with cbshm_fleet_free() in any case.
  */
 CBSHM_PUBLIC CBSHM_MUST_CHECK int cbshm_wait_fleet(struct cbshm *client, struct cbshm_call *call,
 						   struct cbshm_fleet *fleet);

@@ -238,6 +238,8 @@ int cbshm_get_incidents(struct cbshm *client, const char *name, bool include_res
 
 static int check_fleet(const struct cbshm_fleet *fleet, struct cbshm_call *call)
 {
+	if (fleet->hosts == 0)
+		return call_fail(call, CBSHM_ERR_BEHIND, "no agent is seen alive");
 	if (fleet->in_force == fleet->hosts)
 		return 0;
 	return call_fail(call, CBSHM_ERR_BEHIND, "%u of %u hosts have it; %s/%s has not%s",

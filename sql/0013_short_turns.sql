@@ -166,7 +166,8 @@ $$;
 -- What alerts_wake of 0004, which agents of before go on to call, does at once: here at most so many of them that it does not take
 -- long. To be asked again with the position that it returns, until that is null: the first one is -infinity. What is to be repeated
 -- is gone through in the order of resend_at; what has been sent since, or is leased, stays behind the position, and what somebody
--- has put off for ever is left alone.
+-- has put off for ever is left alone. An attempt that this brings about is not one of those that an alert has: else an Alertmanager
+-- that answers but takes no alerts would have used them up in seconds, in a fleet of agents.
 CREATE FUNCTION cbshm.alerts_wake_some(away interval, INOUT "position" timestamptz)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms'
@@ -182,7 +183,8 @@ DECLARE
 	looked_at bigint;
 	last timestamptz;
 BEGIN
-	UPDATE cbshm.alert_queue q SET next_attempt_at = moment WHERE q.id = ANY (put_off);
+	UPDATE cbshm.alert_queue q SET next_attempt_at = moment, attempts = q.attempts - 1
+	WHERE q.id = ANY (put_off);
 	SELECT array_agg(r.id) FILTER (WHERE r.leased_by IS NULL
 				       AND (r.sent_at IS NULL OR r.sent_at < moment - away)),
 		count(*), max(r.resend_at)
@@ -223,6 +225,10 @@ ALTER FUNCTION cbshm.alerts_put_off SET lock_timeout = '50ms' SET enable_seqscan
 	SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off;
 ALTER FUNCTION cbshm.alerts_release SET lock_timeout = '50ms' SET enable_seqscan = off
 	SET enable_bitmapscan = off;
+
+ALTER TABLE cbshm.alert_queue
+	ADD CONSTRAINT payload_is_an_object CHECK (jsonb_typeof(payload) = 'object') NOT VALID,
+	ADD CONSTRAINT attempts_below_a_million CHECK (attempts < 1000000) NOT VALID;
 
 -- ---- rows that no trigger has seen ----------------------------------------------------------
 

@@ -506,6 +506,26 @@ class LongQueue(AlertTest):
     def due(self):
         return self.postgres.psql("SELECT breaker FROM cbshm.alert_queue WHERE resend_at <= clock_timestamp() ORDER BY 1").split("\n")
 
+    def test_a_fleet_does_not_use_up_the_attempts(self):
+        """Each of many agents has what was put off tried again when Alertmanager answers, though it takes no alerts."""
+        takes = threading.Event()
+        fake = self.fake(lambda alerts: 200 if takes.is_set() or not alerts else 503)
+        self.fill(5)
+        for _ in range(6):
+            self.agent(fake.url)
+        time.sleep(7)
+        states = "SELECT status, count(*), max(attempts) < 10 FROM cbshm.alert_queue GROUP BY 1"
+        self.assertEqual(self.postgres.rows(states), [("pending", "5", "t")], len(fake.posts))
+        takes.set()
+        wait_for(lambda: self.postgres.rows(states) == [("sent", "5", "t")], 40)
+
+    def test_an_alert_that_alertmanager_cannot_bear(self):
+        """It ends the connection without an answer: the others are sent one by one."""
+        fake = self.fake(lambda alerts: 0 if any(alert["labels"]["circuit_breaker"] == "many/1" for alert in alerts) else 200)
+        self.fill(10)
+        self.agent(fake.url)
+        wait_for(lambda: self.postgres.rows("SELECT breaker FROM cbshm.alert_queue WHERE status <> 'sent'") == [("many/1",)], 20)
+
     def test_what_others_repeat_more_often_hides_nothing(self):
         """What has been sent since comes first, however much it is."""
         self.fill(3000, "UPDATE cbshm.alert_queue SET status = 'sent', sent_at = now(), "

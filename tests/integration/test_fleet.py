@@ -219,6 +219,20 @@ class Fleet(unittest.TestCase):
             self.third.sigcont()
         self.assertEqual(wait.get()["in_force"], 3, "and as soon as it goes on, it is not")
 
+    def test_nobody_is_seen(self):
+        """Then it is not known whether anybody has it."""
+        self.sql("CREATE FUNCTION public.hide() RETURNS trigger LANGUAGE plpgsql AS "
+                 "'BEGIN NEW.last_seen_at := now() - interval ''1 hour''; RETURN NEW; END';"
+                 "CREATE TRIGGER hide BEFORE INSERT OR UPDATE ON cbshm.agent FOR EACH ROW EXECUTE FUNCTION public.hide();"
+                 "UPDATE cbshm.agent SET version = version")
+        try:
+            done = self.first.cbctl("disable", "unseen", "--reason", "x", "--wait=500ms", check=8)
+            self.assertIn("no agent is seen alive", done.err)
+            self.assertIn("No agent is seen alive.", self.first.cbctl("agents", check=0).out)
+        finally:
+            self.sql("DROP TRIGGER hide ON cbshm.agent; DROP FUNCTION public.hide")
+            self.sql("UPDATE cbshm.agent SET last_seen_at = now()")
+
     def test_rows_that_somebody_keeps_locked(self):
         """All go on, a new one begins, and nobody asks the server again and again; who waits is answered when it is over."""
         session = self.postgres.session()
@@ -304,6 +318,26 @@ class Alone(unittest.TestCase):
             self.assertEqual((fleet["in_force"], instances(fleet["behind"])), (0, ["small"]))
             postgres.psql("DELETE FROM cbshm.breaker WHERE name IN ('b1', 'b2')")
             self.assertEqual(agent.call("WaitFleet", timeout_ms=10000)["fleet"]["in_force"], 1)
+
+    def test_who_has_left_waits_no_more(self):
+        config = {"segment": {"capacity": "16"}}
+        with Postgres().migrate() as postgres, start(postgres, "small", config=config) as agent:
+            postgres.psql("INSERT INTO cbshm.breaker (name) SELECT 'b' || i FROM generate_series(1, 17) i")
+            clients = [agent.connect() for _ in range(64)]
+            for client in clients:
+                client.send("WaitFleet", {"timeout_ms": 3600000})
+
+            def outcome():
+                with agent.connect() as another:
+                    another.send("WaitFleet", {"timeout_ms": 300})
+                    return self.error_of(another)
+            wait_for(lambda: "64 clients" in str(outcome()), 5)
+            for client in clients:
+                client.close()
+            wait_for(lambda: outcome() is None, 5)
+            before = time.monotonic()
+            self.assertEqual(agent.stop(), 0)
+            self.assertLess(time.monotonic() - before, 4, "nothing to wait for")
 
     def connect_as(self, user, agent, count):
         """Connections of that user: the kernel notes who connects."""

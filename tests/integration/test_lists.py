@@ -25,6 +25,25 @@ class Lists(unittest.TestCase):
             self.agent.call(method, **parameters)
         return caught.exception
 
+    # ---- questions that take long ----
+
+    def test_long_questions(self):
+        """They end after a second, and hold up no others; when whoever asked has left, they are not even asked."""
+        session = self.postgres.session()
+        self.addCleanup(session.close)
+        session.execute("BEGIN")
+        session.execute("LOCK TABLE cbshm.alert_queue")
+        clients = [self.agent.connect() for _ in range(40)]
+        for client in clients:
+            client.send("GetAlerts", {"timeout_ms": 3600000})
+        for client in clients[1:]:
+            client.close()
+        with self.assertRaises(VarlinkError) as caught:
+            clients[0].receive()
+        self.assertEqual(caught.exception.parameters["sqlstate"], "57014")
+        clients[0].close()
+        self.assertIn("entries", self.cbctl("log", "--limit=1", "--json", check=0).json())
+
     # ---- log ----
 
     def test_log(self):

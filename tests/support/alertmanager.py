@@ -87,8 +87,8 @@ class Alertmanager:
 
 class Fake:
     """
-    Takes POSTs, keeps their alerts in `posts` (a list for each), and answers `answer(alerts) -> status`, None =
-    never. `requests` has the headers of each. tls: an ssl.SSLContext.
+    Takes POSTs, keeps their alerts in `posts` (a list for each), and answers `answer(alerts) -> status`; None =
+    never, 0 = closes the connection. `requests` has the headers of each. tls: an ssl.SSLContext.
     """
 
     def __init__(self, answer=lambda alerts: 200, port=None, tls=None):
@@ -105,6 +105,7 @@ class Fake:
                 status = answer(alerts)
                 if status is None:
                     fake.closing.wait()
+                if not status:
                     return
                 self.send_response(status)
                 self.send_header("Content-Length", "0")
