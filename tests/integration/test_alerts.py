@@ -178,8 +178,8 @@ class Delivery(AlertTest):
         agent.call("Disable", name="skipped", reason="x")
         agent.call("Disable", name="over", reason="x")
         agent.call("Enable", name="over")
-        wait_for(lambda: self.statuses("skipped") == [("disable", "skipped")], 10)
-        wait_for(lambda: self.statuses("over") == [("disable", "skipped"), ("enable", "skipped")], 10)
+        wait_for(lambda: self.statuses("skipped") == [("disable", "skipped")], 30)  # after 10 s if all is quick
+        wait_for(lambda: self.statuses("over") == [("disable", "skipped"), ("enable", "skipped")], 30)
         self.assertEqual(agent.log().count("event=alerts_skipped"), 1)
         # Once there is one, it is told of what is open, and of nothing else.
         fake = self.fake()

@@ -102,6 +102,8 @@ class Pooler(ServerTest):
     def test_commit_waits_for_a_standby(self):
         """Nobody takes the server for dead, although a pooler does not tell which of its sessions is the one that waits."""
         standby = self.postgres(name="standby", scratch=self.server.scratch, standby_of=self.server)
+        self.addCleanup(self.server.psql, "SELECT pg_reload_conf()")
+        self.addCleanup(self.server.psql, "ALTER SYSTEM RESET synchronous_standby_names")
         self.server.wait_for_standby()
         agent = self.pooled(4)
         agent.call("Enable", name="slow")
@@ -114,8 +116,6 @@ class Pooler(ServerTest):
             standby.sigcont()
             self.assertTrue(client.receive()["changed"])
         self.assertNotIn("database_unavailable", agent.log())
-        self.server.psql("ALTER SYSTEM RESET synchronous_standby_names")
-        self.server.psql("SELECT pg_reload_conf()")
 
     def test_the_server_restarts_behind_it(self):
         agent = self.pooled(4)
