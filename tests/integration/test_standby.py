@@ -152,7 +152,7 @@ class Standby(ServerTest):
             wait_for(lambda: self.primary.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "1")
             other = self.agent(self.primary, config={"agent": {"instance": "other"}})
             self.assertIn(other.outcome("Disable", name="x", reason="y", timeout_ms=1000)[0], ("Busy", "Timeout"))
-            wait_for(lambda: "event=alerts_skipped" in agent.log() + other.log(), 10, "alerts that are skipped")
+            wait_for(lambda: "event=alerts_skipped" in agent.log() + other.log(), 20, "alerts that are skipped")
             time.sleep(5.5)
             self.standby.sigcont()
             self.assertTrue(client.receive()["changed"])
