@@ -45,7 +45,7 @@
 #define SKIP_PAUSE    20000   /* between two helpings: there is no hurry */
 #define REPEAT_LOG    60000000
 
-#define INCIDENTS_MAX 20 /* in one turn: while a statement runs, its session hears of no change */
+#define INCIDENTS_MAX 12 /* in one turn: while a statement runs, its session hears of no change */
 #define VAIN_MAX      8
 
 enum outbox_state { OUTBOX_IDLE, OUTBOX_CLAIMING, OUTBOX_SENDING };
