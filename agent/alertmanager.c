@@ -442,7 +442,7 @@ static void connect_next(struct post *post)
 	const struct timeval timeout = {.tv_sec = share / 1000000, .tv_usec = share % 1000000};
 	struct evhttp_request *request;
 
-	post->timed_out = false;
+	post->timed_out = post->closed = false;
 	post->connection = new_connection(post, address);
 	if (post->connection == NULL) {
 		post->next = post->count;

@@ -150,6 +150,11 @@ void unit_binary(struct unit *unit)
 
 void unit_asynchronous(struct unit *unit)
 {
+	unit_add(unit, "SELECT pg_catalog.set_config('synchronous_commit', 'off', true)", 0);
+}
+
+void unit_impatient(struct unit *unit)
+{
 	unit_add(unit,
 		 "SELECT pg_catalog.set_config('synchronous_commit', 'off', true),"
 		 " pg_catalog.set_config('lock_timeout', '50ms', true)",

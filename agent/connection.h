@@ -46,11 +46,11 @@ unsigned unit_add(struct unit *unit, const char *sql, int count, ...);
  */
 unsigned unit_add_binary(struct unit *unit, const char *sql, int count, const struct text *values);
 
-/*
- * Adds a statement: the commit waits for neither disk nor standby, and may be lost in a crash; and no lock is waited for for
- * longer than 50 ms.
- */
+/* Adds a statement: the commit waits for neither disk nor standby, and may be lost in a crash. */
 void unit_asynchronous(struct unit *unit);
+
+/* The same; and no lock is waited for for longer than 50 ms. Not for what notifies: that waits for others that do. */
+void unit_impatient(struct unit *unit);
 
 /* How the statement added last is treated. */
 void unit_binary(struct unit *unit);   /* its result comes in binary */

@@ -487,7 +487,7 @@ static void beat_without_row(struct database *database, const PGresult *error)
 			    "reason=%s",
 			    LOG_VALUE(PQresultErrorField(error, PG_DIAG_MESSAGE_PRIMARY)));
 	database->row_locked = true;
-	unit_asynchronous(unit);
+	unit_impatient(unit);
 	unit_add(unit, sql_clock, 0);
 	unit_binary(unit);
 	database->heartbeat_pending = true;
@@ -505,6 +505,9 @@ static void on_heartbeat(struct unit *unit, enum unit_end end, void *arg)
 	} else if (end == UNIT_FAILED) {
 		database_break(database, PQresultErrorMessage(error));
 	} else if (end == UNIT_DONE) {
+		/* There may have been no row to acknowledge in. */
+		if (database->row_locked && database->state == DATABASE_LIVE)
+			fleet_row_is_back(database->agent->fleet);
 		database->row_locked = false;
 		take_beat(database, unit);
 	}
@@ -517,7 +520,7 @@ static void send_heartbeat(struct database *database)
 	struct text applied = {0};
 
 	text_format(&applied, "%" PRIu64, mirror_applied(database->agent->mirror));
-	unit_asynchronous(unit);
+	unit_impatient(unit);
 	unit_add(unit, sql_heartbeat, 4, memory_copy(config->host), memory_copy(config->instance),
 		 memory_copy(PACKAGE_VERSION), text_take(&applied));
 	unit_binary(unit);

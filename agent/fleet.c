@@ -118,7 +118,7 @@ static void acknowledge(struct fleet *fleet)
 
 	text_format(&number, "%" PRId64, fleet->applied);
 	/* Nothing of a wait is worth one for the disk: it is asked for anew after a crash. */
-	unit_asynchronous(unit);
+	unit_impatient(unit);
 	unit_add(unit, sql_acknowledge, 3, memory_copy(config->host), memory_copy(config->instance),
 		 text_take(&number));
 	unit_prepared(unit);
@@ -135,6 +135,12 @@ static void on_again(evutil_socket_t fd, short what, void *arg)
 	(void)what;
 	if (database_state(fleet->agent->database) == DATABASE_LIVE && !fleet->acknowledging &&
 	    !fleet->leaving)
+		acknowledge(fleet);
+}
+
+void fleet_row_is_back(struct fleet *fleet)
+{
+	if (fleet->applied != 0 && !fleet->acknowledging && !fleet->leaving)
 		acknowledge(fleet);
 }
 
@@ -500,7 +506,7 @@ void fleet_leave(struct fleet *fleet, void (*done)(void *arg), void *arg)
 	}
 	event_add(fleet->leave, &(struct timeval){.tv_sec = LEAVE_WITHIN / 1000000});
 	unit = unit_new(on_left, fleet);
-	unit_asynchronous(unit);
+	unit_impatient(unit);
 	unit_add(unit, sql_remove, 2, memory_copy(config->host), memory_copy(config->instance));
 	run_unit(fleet, unit);
 }

@@ -28,6 +28,9 @@ void fleet_free(struct fleet *fleet);
 /* The mirror's word that everything before this barrier is in the segment. While connected. */
 void fleet_applied(struct fleet *fleet, int64_t barrier);
 
+/* This agent's row was locked, or not there, and may have missed that. */
+void fleet_row_is_back(struct fleet *fleet);
+
 /* Takes a REQUEST_WAIT_FLEET in; `request->done` is called once, later, from the event loop. */
 void fleet_wait(struct fleet *fleet, struct request *request);
 

@@ -47,6 +47,8 @@
 
 #define INCIDENTS_MAX 12 /* in one turn: while a statement runs, its session hears of no change */
 #define VAIN_MAX      8
+#define VAIN_AFTER \
+	600000000 /* microseconds without a failure: all that was put off has been tried since */
 
 enum outbox_state { OUTBOX_IDLE, OUTBOX_CLAIMING, OUTBOX_SENDING };
 
@@ -65,13 +67,17 @@ struct outbox {
 	int in_post; /* rows that are being sent */
 	int at_once; /* rows in the next post */
 	int64_t claimed_at;
+	int64_t posted_at;
 	struct delivery *delivery;
 	bool unmarked; /* the database does not take the ends: slow down */
 
 	bool failing;
 	int64_t failed_at;    /* last */
 	int64_t not_woken_at; /* told last */
-	unsigned vain;        /* comebacks without a delivery since */
+	bool back;            /* it has taken an empty list since the last failure */
+	unsigned
+		vain; /* comebacks that a failed delivery has followed; if any, alerts go one by one */
+	bool accepted_in_turn, failed_in_turn;
 	struct event *probe;
 	struct delivery *probing;
 	char logged[512];
@@ -271,17 +277,22 @@ static void wake(struct outbox *outbox, const char *position)
 	run_change(outbox, unit);
 }
 
-/* It answers. */
-static void note_success(struct outbox *outbox)
+static void end_failure(struct outbox *outbox)
 {
-	if (!outbox->failing || !is_live(outbox))
-		return;
 	outbox->failing = false;
 	event_del(outbox->probe);
 	if (*outbox->logged != '\0')
 		log_event(LOG_LEVEL_INFO, "alertmanager_available", "after=%.1f",
 			  (double)(now() - outbox->failed_at) / 1000000);
 	*outbox->logged = '\0';
+}
+
+/* It answers. */
+static void note_success(struct outbox *outbox)
+{
+	if (!outbox->failing || !is_live(outbox))
+		return;
+	end_failure(outbox);
 	wake(outbox, "-infinity");
 }
 
@@ -297,8 +308,7 @@ static void on_probed(enum delivery_end end, const char *reason, void *arg)
 		return;
 	/* A refusal of nothing is an answer too. */
 	if (end != DELIVERY_FAILED && is_live(outbox)) {
-		if (outbox->vain < VAIN_MAX)
-			outbox->vain++;
+		outbox->back = true;
 		note_success(outbox);
 	} else {
 		set_timer(outbox->probe, PROBE_EVERY);
@@ -390,6 +400,34 @@ static void mark_put_off(struct outbox *outbox, int count, const char *reason)
 	outbox->at += count;
 }
 
+/* That it answers, the probe finds; and has woken what waited, unless it was the alert itself that failed. */
+static void accepted(struct outbox *outbox, int count)
+{
+	mark_sent(outbox, count);
+	outbox->at_once *= 2;
+	outbox->accepted_in_turn = true;
+	if (outbox->failed_in_turn && outbox->failing)
+		end_failure(outbox);
+}
+
+/* As far as is known the others would fare no better; unless alerts are sent one by one, and it did not take long. */
+static void failed(struct outbox *outbox, int count, const char *reason)
+{
+	const bool one_by_one = outbox->vain > 0 && now() - outbox->posted_at < PROBE_TIMEOUT;
+
+	if (one_by_one && count > 1) {
+		outbox->at_once = 1;
+		return;
+	}
+	outbox->failed_in_turn = true;
+	if (outbox->back && outbox->vain < VAIN_MAX)
+		outbox->vain++;
+	outbox->back = false;
+	mark_put_off(outbox, one_by_one ? count : PQntuples(outbox->claimed) - outbox->at, reason);
+	if (!one_by_one || !outbox->accepted_in_turn)
+		note_failure(outbox, reason);
+}
+
 static void on_delivered(enum delivery_end end, const char *reason, void *arg)
 {
 	struct outbox *outbox = arg;
@@ -401,10 +439,7 @@ static void on_delivered(enum delivery_end end, const char *reason, void *arg)
 	}
 	switch (end) {
 	case DELIVERY_ACCEPTED:
-		mark_sent(outbox, count);
-		outbox->at_once *= 2;
-		outbox->vain = 0;
-		note_success(outbox);
+		accepted(outbox, count);
 		break;
 	case DELIVERY_REFUSED:
 		/* One wrong alert fails them all: fewer, until it stands alone. */
@@ -413,11 +448,7 @@ static void on_delivered(enum delivery_end end, const char *reason, void *arg)
 			mark_put_off(outbox, 1, reason);
 		break;
 	case DELIVERY_FAILED:
-		/* The others would fare no better, as far as is known. */
-		mark_put_off(outbox,
-			     outbox->vain > 0 ? count : PQntuples(outbox->claimed) - outbox->at,
-			     reason);
-		note_failure(outbox, reason);
+		failed(outbox, count, reason);
 		break;
 	}
 	delivery_free(outbox->delivery);
@@ -444,6 +475,7 @@ static void send_next(struct outbox *outbox)
 		text_add(&alerts, PQgetvalue(outbox->claimed, i, 4));
 	}
 	text_add(&alerts, "]");
+	outbox->posted_at = now();
 	outbox->delivery = alertmanager_deliver(outbox->alertmanager, alerts.data, SEND_TIMEOUT,
 						on_delivered, outbox);
 	free(alerts.data);
@@ -493,6 +525,9 @@ static void on_claimed(struct unit *unit, enum unit_end end, void *arg)
 		outbox->claimed = unit_take_result(unit, 1);
 		outbox->claimed_at = unit_sent_at(unit);
 		outbox->at = 0;
+		outbox->accepted_in_turn = outbox->failed_in_turn = false;
+		if (now() - outbox->failed_at > VAIN_AFTER)
+			outbox->vain = 0;
 		/* If it takes an empty list but not the alerts, it may be one of them that it cannot bear. */
 		outbox->at_once = outbox->vain > 0 ? 1 : PQntuples(outbox->claimed);
 		change_state(outbox, OUTBOX_SENDING);
@@ -624,6 +659,7 @@ static void begin(struct outbox *outbox)
 	outbox->alertmanager = alertmanager_new(outbox->agent->base, outbox->agent->config,
 						outbox->counters.posts);
 	outbox->told_skipped = false;
+	outbox->back = false;
 	outbox->vain = 0;
 	outbox->failed_at = now();
 	doubt(outbox);

@@ -130,10 +130,12 @@ def _broken_agents(system, fault):
     for agent in system.agents[1:]:
         agent.program, agent.prefix = "tests/fault/broken_agent", ("env", f"CBSHM_BROKEN={fault}")
         agent.restart()
-    yield
-    for agent in system.agents[1:]:
-        agent.program, agent.prefix = "agent/cbagent", ()
-        agent.restart()
+    try:
+        yield
+    finally:
+        for agent in system.agents[1:]:
+            agent.program, agent.prefix = "agent/cbagent", ()
+            agent.restart()
 
 
 def misreads(system):

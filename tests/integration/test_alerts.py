@@ -525,6 +525,9 @@ class LongQueue(AlertTest):
         self.fill(10)
         self.agent(fake.url)
         wait_for(lambda: self.postgres.rows("SELECT breaker FROM cbshm.alert_queue WHERE status <> 'sent'") == [("many/1",)], 20)
+        # It goes on by itself, later and later, and does not have the others sent again each time.
+        wait_for(lambda: int(self.postgres.value("SELECT attempts FROM cbshm.alert_queue WHERE breaker = 'many/1'")) >= 3, 60)
+        self.assertLess(fake.kinds().count(("many/2", "open")), 10)
 
     def test_what_others_repeat_more_often_hides_nothing(self):
         """What has been sent since comes first, however much it is."""
