@@ -47,8 +47,7 @@
 
 #define INCIDENTS_MAX 12 /* in one turn: while a statement runs, its session hears of no change */
 #define VAIN_MAX      8
-#define VAIN_AFTER \
-	600000000 /* microseconds without a failure: all that was put off has been tried since */
+#define VAIN_AFTER    600000000 /* without a failure: all that was put off has been tried since */
 
 enum outbox_state { OUTBOX_IDLE, OUTBOX_CLAIMING, OUTBOX_SENDING };
 
@@ -75,9 +74,8 @@ struct outbox {
 	int64_t failed_at;    /* last */
 	int64_t not_woken_at; /* told last */
 	bool back;            /* it has taken an empty list since the last failure */
-	unsigned
-		vain; /* comebacks that a failed delivery has followed; if any, alerts go one by one */
-	bool accepted_in_turn, failed_in_turn;
+	unsigned vain; /* comebacks followed by a failed delivery; if any, alerts go one by one */
+	bool failing_before, failed_in_turn, accepted_in_turn; /* the turn */
 	struct event *probe;
 	struct delivery *probing;
 	char logged[512];
@@ -400,13 +398,13 @@ static void mark_put_off(struct outbox *outbox, int count, const char *reason)
 	outbox->at += count;
 }
 
-/* That it answers, the probe finds; and has woken what waited, unless it was the alert itself that failed. */
+/* That it answers, the probe finds, and wakes what waited; unless it was only the alert before this one that failed. */
 static void accepted(struct outbox *outbox, int count)
 {
 	mark_sent(outbox, count);
 	outbox->at_once *= 2;
 	outbox->accepted_in_turn = true;
-	if (outbox->failed_in_turn && outbox->failing)
+	if (outbox->failed_in_turn && !outbox->failing_before && outbox->failing)
 		end_failure(outbox);
 }
 
@@ -525,6 +523,7 @@ static void on_claimed(struct unit *unit, enum unit_end end, void *arg)
 		outbox->claimed = unit_take_result(unit, 1);
 		outbox->claimed_at = unit_sent_at(unit);
 		outbox->at = 0;
+		outbox->failing_before = outbox->failing;
 		outbox->accepted_in_turn = outbox->failed_in_turn = false;
 		if (now() - outbox->failed_at > VAIN_AFTER)
 			outbox->vain = 0;
