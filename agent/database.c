@@ -451,9 +451,10 @@ static int64_t result_time(const PGresult *result)
 	return (int64_t)be64toh(value) + POSTGRES_EPOCH;
 }
 
-static void take_beat(struct database *database, const struct unit *unit)
+/* `statement` of the unit tells the server's clock. */
+static void take_beat(struct database *database, const struct unit *unit, unsigned statement)
 {
-	take_clock(database, result_time(unit_result(unit, 1)), unit_sent_at(unit),
+	take_clock(database, result_time(unit_result(unit, statement)), unit_sent_at(unit),
 		   unit_ended_at(unit));
 	if (database->state == DATABASE_CHECKING) {
 		database->beaten = true;
@@ -470,7 +471,7 @@ static void on_clock(struct unit *unit, enum unit_end end, void *arg)
 
 	database->heartbeat_pending = false;
 	if (end == UNIT_DONE)
-		take_beat(database, unit);
+		take_beat(database, unit, 0);
 	else if (end == UNIT_FAILED)
 		database_break(database, PQresultErrorMessage(unit_error(unit)));
 }
@@ -487,7 +488,6 @@ static void beat_without_row(struct database *database, const PGresult *error)
 			    "reason=%s",
 			    LOG_VALUE(PQresultErrorField(error, PG_DIAG_MESSAGE_PRIMARY)));
 	database->row_locked = true;
-	unit_impatient(unit);
 	unit_add(unit, sql_clock, 0);
 	unit_binary(unit);
 	database->heartbeat_pending = true;
@@ -509,7 +509,7 @@ static void on_heartbeat(struct unit *unit, enum unit_end end, void *arg)
 		if (database->row_locked && database->state == DATABASE_LIVE)
 			fleet_row_is_back(database->agent->fleet);
 		database->row_locked = false;
-		take_beat(database, unit);
+		take_beat(database, unit, 1);
 	}
 }
 

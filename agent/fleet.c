@@ -127,29 +127,34 @@ static void acknowledge(struct fleet *fleet)
 	run_unit(fleet, unit);
 }
 
+/* Unless it is under way, or this agent is about to go. */
+static void acknowledge_now(struct fleet *fleet)
+{
+	if (!fleet->acknowledging && !fleet->leaving)
+		acknowledge(fleet);
+}
+
 static void on_again(evutil_socket_t fd, short what, void *arg)
 {
 	struct fleet *fleet = arg;
 
 	(void)fd;
 	(void)what;
-	if (database_state(fleet->agent->database) == DATABASE_LIVE && !fleet->acknowledging &&
-	    !fleet->leaving)
-		acknowledge(fleet);
+	if (database_state(fleet->agent->database) == DATABASE_LIVE)
+		acknowledge_now(fleet);
 }
 
 void fleet_row_is_back(struct fleet *fleet)
 {
-	if (fleet->applied != 0 && !fleet->acknowledging && !fleet->leaving)
-		acknowledge(fleet);
+	if (fleet->applied != 0)
+		acknowledge_now(fleet);
 }
 
 void fleet_applied(struct fleet *fleet, int64_t barrier)
 {
 	log_event(LOG_LEVEL_DEBUG, "barrier", "applied=%" PRId64, barrier);
 	fleet->applied = barrier;
-	if (!fleet->acknowledging && !fleet->leaving)
-		acknowledge(fleet);
+	acknowledge_now(fleet);
 }
 
 /* ---- one who waits ---- */

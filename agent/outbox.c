@@ -285,15 +285,6 @@ static void end_failure(struct outbox *outbox)
 	*outbox->logged = '\0';
 }
 
-/* It answers. */
-static void note_success(struct outbox *outbox)
-{
-	if (!outbox->failing || !is_live(outbox))
-		return;
-	end_failure(outbox);
-	wake(outbox, "-infinity");
-}
-
 static void on_probed(enum delivery_end end, const char *reason, void *arg)
 {
 	struct outbox *outbox = arg;
@@ -307,7 +298,8 @@ static void on_probed(enum delivery_end end, const char *reason, void *arg)
 	/* A refusal of nothing is an answer too. */
 	if (end != DELIVERY_FAILED && is_live(outbox)) {
 		outbox->back = true;
-		note_success(outbox);
+		end_failure(outbox);
+		wake(outbox, "-infinity");
 	} else {
 		set_timer(outbox->probe, PROBE_EVERY);
 	}
