@@ -6,9 +6,9 @@
  * One batch at a time, in the states idle - claiming - sending, changed in change_state() only. Statements go over the
  * control connection: none of them waits for a lock that somebody holds for long.
  *
- * While deliveries fail, rows wait longer and longer. So that they don't wait for nothing, an empty list of
- * alerts is posted once a second: when that is taken, everything that was put off is due at once. An
- * Alertmanager that takes empty lists only is asked less and less often, lest it use up the attempts of the rows.
+ * When a delivery fails, an empty list of alerts is posted at once. If that is taken, it is the alerts that cannot be
+ * borne: they are sent one by one, and one that fails alone is put off alone, as if it had been refused. If it is not,
+ * all are put off, and it is posted again every second: when it is taken, everything that was put off is due.
  */
 #include <config.h>
 
@@ -46,8 +46,6 @@
 #define REPEAT_LOG    60000000
 
 #define INCIDENTS_MAX 12 /* in one turn: while a statement runs, its session hears of no change */
-#define VAIN_MAX      8
-#define VAIN_AFTER    600000000 /* without a failure: all that was put off has been tried since */
 
 enum outbox_state { OUTBOX_IDLE, OUTBOX_CLAIMING, OUTBOX_SENDING };
 
@@ -66,16 +64,14 @@ struct outbox {
 	int in_post; /* rows that are being sent */
 	int at_once; /* rows in the next post */
 	int64_t claimed_at;
-	int64_t posted_at;
 	struct delivery *delivery;
-	bool unmarked; /* the database does not take the ends: slow down */
+	char *failure; /* of a delivery, until it is known whether Alertmanager answers at all; or NULL */
+	int64_t told_at; /* last, of an alert that is not taken */
+	bool unmarked;   /* the database does not take the ends: slow down */
 
 	bool failing;
 	int64_t failed_at;    /* last */
 	int64_t not_woken_at; /* told last */
-	bool back;            /* it has taken an empty list since the last failure */
-	unsigned vain; /* comebacks followed by a failed delivery; if any, alerts go one by one */
-	bool failing_before, failed_in_turn, accepted_in_turn; /* the turn */
 	struct event *probe;
 	struct delivery *probing;
 	char logged[512];
@@ -92,9 +88,10 @@ static const char sql_claim[] =
 	"SELECT id, breaker, kind, repeated,"
 	" CASE WHEN $4::pg_catalog.text = '' THEN payload ELSE payload ||"
 	"  pg_catalog.jsonb_build_object('annotations', (payload -> 'annotations') ||"
-	"   pg_catalog.jsonb_build_object('runbook_url', $4::pg_catalog.text)) END"
+	"   pg_catalog.jsonb_build_object('runbook_url', $4::pg_catalog.text)) END, in_vain"
 	" FROM cbshm.claim_alerts($1, $2::pg_catalog.int4,"
-	"  pg_catalog.make_interval(secs => $3::pg_catalog.float8)) ORDER BY id";
+	"  pg_catalog.make_interval(secs => $3::pg_catalog.float8)) WITH ORDINALITY"
+	" ORDER BY ordinality";
 static const char sql_due[] = "SELECT cbshm.alerts_due(true)";
 static const char sql_sent[] = "SELECT cbshm.alerts_sent($1, $2::pg_catalog.int8[],"
 			       " pg_catalog.make_interval(secs => $3::pg_catalog.float8))";
@@ -176,6 +173,8 @@ static void change_state(struct outbox *outbox, enum outbox_state to)
 	outbox->delivery = NULL;
 	PQclear(outbox->claimed);
 	outbox->claimed = NULL;
+	free(outbox->failure);
+	outbox->failure = NULL;
 }
 
 static void next_turn(struct outbox *outbox, int64_t microseconds)
@@ -225,7 +224,7 @@ static void note_failure(struct outbox *outbox, const char *reason)
 {
 	outbox->failed_at = now();
 	if (!outbox->failing)
-		set_timer(outbox->probe, (int64_t)PROBE_EVERY << outbox->vain);
+		set_timer(outbox->probe, PROBE_EVERY);
 	outbox->failing = true;
 	if (strncmp(outbox->logged, reason, sizeof(outbox->logged) - 1) == 0 &&
 	    outbox->failed_at - outbox->logged_at < REPEAT_LOG)
@@ -285,24 +284,33 @@ static void end_failure(struct outbox *outbox)
 	*outbox->logged = '\0';
 }
 
+static void judge(struct outbox *outbox, bool answers);
+
 static void on_probed(enum delivery_end end, const char *reason, void *arg)
 {
+	/* A refusal of nothing is an answer too. */
+	const bool answers = end != DELIVERY_FAILED;
 	struct outbox *outbox = arg;
 
-	if (end == DELIVERY_FAILED && outbox->failing)
+	if (!answers)
 		note_failure(outbox, reason);
 	delivery_free(outbox->probing);
 	outbox->probing = NULL;
-	if (!outbox->failing)
-		return;
-	/* A refusal of nothing is an answer too. */
-	if (end != DELIVERY_FAILED && is_live(outbox)) {
-		outbox->back = true;
+	if (outbox->failing && answers && is_live(outbox)) {
 		end_failure(outbox);
 		wake(outbox, "-infinity");
-	} else {
+	} else if (outbox->failing) {
 		set_timer(outbox->probe, PROBE_EVERY);
 	}
+	if (outbox->failure != NULL)
+		judge(outbox, answers);
+}
+
+static void start_probe(struct outbox *outbox)
+{
+	if (outbox->probing == NULL)
+		outbox->probing = alertmanager_deliver(outbox->alertmanager, "[]", PROBE_TIMEOUT,
+						       on_probed, outbox);
 }
 
 static void on_probe(evutil_socket_t fd, short what, void *arg)
@@ -311,11 +319,8 @@ static void on_probe(evutil_socket_t fd, short what, void *arg)
 
 	(void)fd;
 	(void)what;
-	if (!outbox->failing || outbox->alertmanager == NULL || outbox->probing != NULL ||
-	    outbox->stopping)
-		return;
-	outbox->probing =
-		alertmanager_deliver(outbox->alertmanager, "[]", PROBE_TIMEOUT, on_probed, outbox);
+	if (outbox->failing && outbox->alertmanager != NULL && !outbox->stopping)
+		start_probe(outbox);
 }
 
 /* ---- sending a batch ---- */
@@ -390,38 +395,48 @@ static void mark_put_off(struct outbox *outbox, int count, const char *reason)
 	outbox->at += count;
 }
 
-/* That it answers, the probe finds, and wakes what waited; unless it was only the alert before this one that failed. */
-static void accepted(struct outbox *outbox, int count)
+/* It answers, but does not take these. One that is wrong fails them all: fewer, until it stands alone. */
+static void not_taken(struct outbox *outbox, int fewer, const char *reason)
 {
-	mark_sent(outbox, count);
-	outbox->at_once *= 2;
-	outbox->accepted_in_turn = true;
-	if (outbox->failed_in_turn && !outbox->failing_before && outbox->failing)
-		end_failure(outbox);
+	const int count = outbox->in_post;
+
+	outbox->at_once = fewer;
+	if (count > 1)
+		return;
+	if (outbox->told_at == 0 || now() - outbox->told_at >= REPEAT_LOG) {
+		outbox->told_at = now();
+		log_problem(LOG_LEVEL_WARNING, "alert_not_taken",
+			    "Alertmanager answers, but not to this: it is tried again later and "
+			    "later; its own log says more",
+			    "breaker=%s kind=%s reason=%s",
+			    LOG_VALUE(PQgetvalue(outbox->claimed, outbox->at, 1)),
+			    PQgetvalue(outbox->claimed, outbox->at, 2), LOG_VALUE(reason));
+	}
+	mark_put_off(outbox, 1, reason);
 }
 
-/* As far as is known the others would fare no better; unless alerts are sent one by one, and it did not take long. */
-static void failed(struct outbox *outbox, int count, const char *reason)
+/* Whether it answers at all is known now. */
+static void judge(struct outbox *outbox, bool answers)
 {
-	const bool one_by_one = outbox->vain > 0 && now() - outbox->posted_at < PROBE_TIMEOUT;
+	char *reason = outbox->failure;
 
-	if (one_by_one && count > 1) {
-		outbox->at_once = 1;
-		return;
+	outbox->failure = NULL;
+	if (!is_live(outbox)) {
+		change_state(outbox, OUTBOX_IDLE);
+	} else {
+		/* Not by halves: if it hangs, the lease ends before a third attempt. */
+		if (answers)
+			not_taken(outbox, 1, reason);
+		else
+			mark_put_off(outbox, PQntuples(outbox->claimed) - outbox->at, reason);
+		send_next(outbox);
 	}
-	outbox->failed_in_turn = true;
-	if (outbox->back && outbox->vain < VAIN_MAX)
-		outbox->vain++;
-	outbox->back = false;
-	mark_put_off(outbox, one_by_one ? count : PQntuples(outbox->claimed) - outbox->at, reason);
-	if (!one_by_one || !outbox->accepted_in_turn)
-		note_failure(outbox, reason);
+	free(reason);
 }
 
 static void on_delivered(enum delivery_end end, const char *reason, void *arg)
 {
 	struct outbox *outbox = arg;
-	const int count = outbox->in_post;
 
 	if (!is_live(outbox)) {
 		change_state(outbox, OUTBOX_IDLE);
@@ -429,21 +444,22 @@ static void on_delivered(enum delivery_end end, const char *reason, void *arg)
 	}
 	switch (end) {
 	case DELIVERY_ACCEPTED:
-		accepted(outbox, count);
+		mark_sent(outbox, outbox->in_post);
+		outbox->at_once *= 2;
 		break;
 	case DELIVERY_REFUSED:
-		/* One wrong alert fails them all: fewer, until it stands alone. */
-		outbox->at_once = count > 1 ? count / 2 : 1;
-		if (count == 1)
-			mark_put_off(outbox, 1, reason);
+		not_taken(outbox, (outbox->in_post + 1) / 2, reason);
 		break;
 	case DELIVERY_FAILED:
-		failed(outbox, count, reason);
+		outbox->failure = memory_copy(reason);
 		break;
 	}
 	delivery_free(outbox->delivery);
 	outbox->delivery = NULL;
-	send_next(outbox);
+	if (outbox->failure != NULL)
+		start_probe(outbox);
+	else
+		send_next(outbox);
 }
 
 static void send_next(struct outbox *outbox)
@@ -452,7 +468,7 @@ static void send_next(struct outbox *outbox)
 	const int64_t held = now() - outbox->claimed_at;
 	struct text alerts = {0};
 
-	if (outbox->at == rows || held > LEASE - SEND_TIMEOUT - LEASE_MARGIN) {
+	if (outbox->at == rows || held > LEASE - SEND_TIMEOUT - PROBE_TIMEOUT - LEASE_MARGIN) {
 		end_batch(outbox);
 		return;
 	}
@@ -465,7 +481,6 @@ static void send_next(struct outbox *outbox)
 		text_add(&alerts, PQgetvalue(outbox->claimed, i, 4));
 	}
 	text_add(&alerts, "]");
-	outbox->posted_at = now();
 	outbox->delivery = alertmanager_deliver(outbox->alertmanager, alerts.data, SEND_TIMEOUT,
 						on_delivered, outbox);
 	free(alerts.data);
@@ -495,6 +510,16 @@ static void on_due(struct unit *unit, enum unit_end end, void *arg)
 	wait_for_due(outbox, unit_result(unit, 0), 0);
 }
 
+/* They come first. If there are none, begin with a single one: Alertmanager may not bear it. */
+static int never_in_vain(const PGresult *claimed)
+{
+	int count = 0;
+
+	while (count < PQntuples(claimed) && *PQgetvalue(claimed, count, 5) == 'f')
+		count++;
+	return count > 0 ? count : 1;
+}
+
 static void on_claimed(struct unit *unit, enum unit_end end, void *arg)
 {
 	struct outbox *outbox = arg;
@@ -515,12 +540,7 @@ static void on_claimed(struct unit *unit, enum unit_end end, void *arg)
 		outbox->claimed = unit_take_result(unit, 1);
 		outbox->claimed_at = unit_sent_at(unit);
 		outbox->at = 0;
-		outbox->failing_before = outbox->failing;
-		outbox->accepted_in_turn = outbox->failed_in_turn = false;
-		if (now() - outbox->failed_at > VAIN_AFTER)
-			outbox->vain = 0;
-		/* If it takes an empty list but not the alerts, it may be one of them that it cannot bear. */
-		outbox->at_once = outbox->vain > 0 ? 1 : PQntuples(outbox->claimed);
+		outbox->at_once = never_in_vain(outbox->claimed);
 		change_state(outbox, OUTBOX_SENDING);
 		send_next(outbox);
 	}
@@ -650,8 +670,6 @@ static void begin(struct outbox *outbox)
 	outbox->alertmanager = alertmanager_new(outbox->agent->base, outbox->agent->config,
 						outbox->counters.posts);
 	outbox->told_skipped = false;
-	outbox->back = false;
-	outbox->vain = 0;
 	outbox->failed_at = now();
 	doubt(outbox);
 }

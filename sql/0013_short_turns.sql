@@ -65,9 +65,11 @@ LANGUAGE sql VOLATILE AS $$
 $$;
 
 -- As in 0004, but an incident of which somebody has locked any alert is left for later, not waited for; if that is so with all that
--- come first, those behind them are looked at, up to 25 times as many as are asked for.
-CREATE OR REPLACE FUNCTION cbshm.claim_alerts(agent text, max int, lease interval)
-RETURNS TABLE (id bigint, incident_id uuid, breaker text, kind text, repeated boolean, payload jsonb)
+-- come first, those behind them are looked at, up to 25 times as many as are asked for. The incidents of which no alert has been tried
+-- in vain come first, then those that were tried less often: what Alertmanager cannot bear holds up nothing that it can.
+DROP FUNCTION cbshm.claim_alerts;
+CREATE FUNCTION cbshm.claim_alerts(agent text, max int, lease interval)
+RETURNS TABLE (id bigint, incident_id uuid, breaker text, kind text, repeated boolean, payload jsonb, in_vain boolean)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms' SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -94,11 +96,15 @@ BEGIN
 		SELECT q.id, q.incident_id, q.status = 'pending' AS fresh,
 			coalesce(q.status <> 'pending' AND q.resend_at <= moment
 				 AND (q.kind = 'enable' OR i.resolved_at IS NULL), false) AS again,
-			q.kind = 'disable' AND i.resolved_at IS NOT NULL AS over
+			q.kind = 'disable' AND i.resolved_at IS NOT NULL AS over,
+			q.attempts, q.last_error
 		FROM cbshm.alert_queue q JOIN cbshm.incident i ON i.id = q.incident_id
 		WHERE q.incident_id = ANY (incidents) AND q.id = ANY (mine)
 	), mine AS (
-		SELECT *, bool_or(fresh OR again) OVER (PARTITION BY incident_id) AS held FROM looked
+		SELECT *, bool_or(fresh OR again) OVER incident AS held,
+			bool_or(last_error IS NOT NULL) OVER incident AS in_vain,
+			max(attempts) OVER incident AS most
+		FROM looked WINDOW incident AS (PARTITION BY incident_id)
 	), leased AS (
 		UPDATE cbshm.alert_queue q SET
 			leased_by = CASE WHEN m.held THEN agent END,
@@ -108,10 +114,10 @@ BEGIN
 			resend_at = CASE WHEN m.again THEN moment + lease
 					 WHEN NOT m.over THEN q.resend_at END
 		FROM mine m WHERE q.id = m.id
-		RETURNING q.id, q.incident_id, q.breaker, q.kind, q.payload, m.fresh, m.again
+		RETURNING q.id, q.incident_id, q.breaker, q.kind, q.payload, m.fresh, m.again, m.in_vain, m.most
 	)
-	SELECT l.id, l.incident_id, l.breaker, l.kind, l.again, l.payload
-	FROM leased l WHERE l.fresh OR l.again ORDER BY l.id;
+	SELECT l.id, l.incident_id, l.breaker, l.kind, l.again, l.payload, l.in_vain
+	FROM leased l WHERE l.fresh OR l.again ORDER BY l.in_vain, l.most, l.id;
 END
 $$;
 
@@ -268,5 +274,5 @@ $$;
 
 -- ---- rights -----------------------------------------------------------------------------------
 
-REVOKE ALL ON FUNCTION cbshm.alerts_wake_some FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION cbshm.alerts_wake_some TO cbshm_agent;
+REVOKE ALL ON FUNCTION cbshm.claim_alerts, cbshm.alerts_wake_some FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION cbshm.claim_alerts, cbshm.alerts_wake_some TO cbshm_agent;

@@ -11,7 +11,7 @@ import unittest
 
 from support import tap
 from support.agent import Agent, wait_for
-from support.alertmanager import Alertmanager, Fake
+from support.alertmanager import Alertmanager, Fake, free_port
 from support.postgres import Postgres, PostgresError
 
 
@@ -289,6 +289,18 @@ class Queue(AlertTest):
         self.postgres.psql(f"SELECT cbshm.alerts_sent('{agent}', array_agg(id), '0') FROM cbshm.alert_queue "
                            f"WHERE kind = '{kind}'; SELECT cbshm.alerts_release('{agent}')")
 
+    def test_what_was_tried_in_vain_comes_last(self):
+        self.postgres.psql("SELECT cbshm.disable(n, 'x') FROM unnest('{a,b,c,d}'::text[]) n")
+        self.claim("one")
+        for tries, breaker in ((2, "a"), (1, "b")):
+            self.postgres.psql(f"SELECT cbshm.alerts_put_off('one', '{self.ids(breaker)}', 'no'); "
+                               f"UPDATE cbshm.alert_queue SET attempts = {tries} WHERE breaker = '{breaker}'")
+        self.postgres.psql("SELECT cbshm.alerts_release('one'); SELECT cbshm.enable(n) FROM unnest('{a,b,c}'::text[]) n")
+        self.hurry()
+        self.assertEqual(self.postgres.rows("SELECT breaker, kind, in_vain FROM cbshm.claim_alerts('one', 100, '20 s')"),
+                         [("c", "disable", "f"), ("d", "disable", "f"), ("c", "enable", "f"), ("b", "disable", "t"),
+                          ("b", "enable", "t"), ("a", "disable", "t"), ("a", "enable", "t")])
+
     def test_claim_waits_for_nobody(self):
         self.postgres.psql("SELECT cbshm.disable('a', 'x'); SELECT cbshm.disable('b', 'x')")
         one, user = self.session(), self.session()
@@ -519,6 +531,29 @@ class LongQueue(AlertTest):
         takes.set()
         wait_for(lambda: self.postgres.rows(states) == [("sent", "5", "t")], 40)
 
+    def test_one_that_goes_away_as_soon_as_it_is_sent_something(self):
+        """However often: what waits is sent when it stays."""
+        port = free_port()
+        self.fill(5, "UPDATE cbshm.alert_queue SET attempts = 6, next_attempt_at = now() + interval '1 hour'")
+        self.agent(f"http://127.0.0.1:{port}", resend=3600)
+        for _ in range(5):
+            gone = threading.Event()
+
+            def answer(alerts, gone=gone):
+                if not alerts:
+                    return 200
+                fake.close()
+                gone.set()
+                return 0
+
+            fake = self.fake(answer, port=port)
+            self.assertTrue(gone.wait(10), "it has not been asked")
+            time.sleep(0.5)
+        fake = self.fake(port=port)
+        wait_for(lambda: len(fake.kinds()) == 5, 5)
+        states = "SELECT status, count(*), max(attempts) < 10 FROM cbshm.alert_queue GROUP BY 1"
+        wait_for(lambda: self.postgres.rows(states) == [("sent", "5", "t")], 2)
+
     def test_an_alert_that_alertmanager_cannot_bear(self):
         """It ends the connection without an answer: the others are sent one by one."""
         fake = self.fake(lambda alerts: 0 if any(alert["labels"]["circuit_breaker"] == "many/1" for alert in alerts) else 200)
@@ -528,6 +563,16 @@ class LongQueue(AlertTest):
         # It goes on by itself, later and later, and does not have the others sent again each time.
         wait_for(lambda: int(self.postgres.value("SELECT attempts FROM cbshm.alert_queue WHERE breaker = 'many/1'")) >= 3, 60)
         self.assertLess(fake.kinds().count(("many/2", "open")), 10)
+
+    def test_alerts_to_which_alertmanager_does_not_answer(self):
+        """Each attempt takes its whole time: nevertheless the others are sent."""
+        bad = [("many/1",), ("many/2",)]
+        fake = self.fake(lambda alerts: None if any((alert["labels"]["circuit_breaker"],) in bad for alert in alerts) else 200)
+        self.fill(10)
+        agent = self.agent(fake.url)
+        wait_for(lambda: self.postgres.rows("SELECT breaker FROM cbshm.alert_queue WHERE status <> 'sent' ORDER BY 1") == bad, 60)
+        self.assertIn('event=alert_not_taken breaker=many/1 kind=disable reason="', agent.log())
+        self.assertNotIn("event=alertmanager_unavailable", agent.log())
 
     def test_what_others_repeat_more_often_hides_nothing(self):
         """What has been sent since comes first, however much it is."""
