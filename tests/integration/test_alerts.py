@@ -554,6 +554,21 @@ class LongQueue(AlertTest):
         states = "SELECT status, count(*), max(attempts) < 10 FROM cbshm.alert_queue GROUP BY 1"
         wait_for(lambda: self.postgres.rows(states) == [("sent", "5", "t")], 2)
 
+    def test_a_comeback_that_is_lost_with_the_connection(self):
+        """It is told to the database again."""
+        self.fill(5, "UPDATE cbshm.alert_queue SET attempts = 3, next_attempt_at = now() + interval '1 hour'")
+        self.postgres.psql("CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); "
+                           "RETURN NULL; END $$; CREATE TRIGGER slow BEFORE UPDATE ON cbshm.alert_queue "
+                           "EXECUTE FUNCTION public.slow()")
+        self.addCleanup(self.postgres.psql, "DROP FUNCTION IF EXISTS public.slow CASCADE")
+        fake = self.fake()
+        self.agent(fake.url, resend=3600)
+        end = ("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+               "WHERE state = 'active' AND query LIKE 'SELECT cbshm.alerts_wake%'")
+        wait_for(lambda: self.postgres.value(end) == "1", 15)
+        self.postgres.psql("DROP FUNCTION public.slow CASCADE")
+        wait_for(lambda: len(set(fake.kinds())) == 5, 10)
+
     def test_an_alert_that_alertmanager_cannot_bear(self):
         """It ends the connection without an answer: the others are sent one by one."""
         fake = self.fake(lambda alerts: 0 if any(alert["labels"]["circuit_breaker"] == "many/1" for alert in alerts) else 200)
