@@ -256,6 +256,9 @@ class Fleet(unittest.TestCase):
             session.execute("COMMIT")
             fleet = waiting.get()["fleet"]
             self.assertEqual(fleet["hosts"], fleet["in_force"])
+            told = ("SELECT count(*) FROM cbshm.agent WHERE instance IN ('agent-0', 'new') "
+                    "AND acknowledged = (SELECT max(acknowledged) FROM cbshm.agent)")
+            wait_for(lambda: self.postgres.value(told) == "2", 5, "the new one has told how far it is")
             self.assertNotIn("database_unavailable", new.log())
             self.assertEqual(new.log().count("event=agent_locked"), 1)
             new.stop()
