@@ -28,7 +28,7 @@
 
 #define RECONNECT_FIRST_MS 20 /* doubled from attempt to attempt */
 #define RECONNECT_MAX_MS   640
-#define MARGIN_MAX_MS      100
+#define MARGIN_MAX_MS      500
 
 /* One call on its way. */
 struct exchange {
