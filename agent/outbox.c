@@ -6,9 +6,10 @@
  * One batch at a time, in the states idle - claiming - sending, changed in change_state() only. Statements go over the
  * control connection: none of them waits for a lock that somebody holds for long.
  *
- * When a delivery fails, an empty list of alerts is posted at once. If that is taken, it is the alerts that cannot be
- * borne: they are sent one by one, and one that fails alone is put off alone, as if it had been refused. If it is not,
- * all are put off, and it is posted again every second: when it is taken, everything that was put off is due.
+ * When a delivery fails, an empty list of alerts is posted at once. If Alertmanager does not answer that either, it is
+ * posted again every second; when it is answered, everything that was put off is due. If it is answered at once, the same
+ * alerts are sent again, one incident after the other: what fails again is a suspect, which from then on is sent by itself,
+ * after all others. If none fails, Alertmanager was away for a moment, and that is its comeback.
  */
 #include <config.h>
 
@@ -44,6 +45,8 @@
 #define SKIP_AFTER    5000000 /* as long are other agents given that may know an Alertmanager */
 #define SKIP_PAUSE    20000   /* between two helpings: there is no hurry */
 #define REPEAT_LOG    60000000
+#define SUSPECTS_TIME 2000000
+#define PRESUME_EVERY REPEAT_LOG
 
 #define INCIDENTS_MAX 12 /* in one turn: while a statement runs, its session hears of no change */
 
@@ -62,7 +65,9 @@ struct outbox {
 	PGresult *claimed;
 	int at;      /* the first row that has not got its end */
 	int in_post; /* rows that are being sent */
-	int at_once; /* rows in the next post */
+	int again; /* those before it are sent for the second time, one incident after the other */
+	bool guilty;         /* and one of these has failed again, or was refused */
+	int64_t presumed_at; /* last, that none has, and Alertmanager was away for a moment */
 	int64_t claimed_at;
 	struct delivery *delivery;
 	char *failure; /* of a delivery, until it is known whether Alertmanager answers at all; or NULL */
@@ -88,7 +93,8 @@ static const char sql_claim[] =
 	"SELECT id, breaker, kind, repeated,"
 	" CASE WHEN $4::pg_catalog.text = '' THEN payload ELSE payload ||"
 	"  pg_catalog.jsonb_build_object('annotations', (payload -> 'annotations') ||"
-	"   pg_catalog.jsonb_build_object('runbook_url', $4::pg_catalog.text)) END, in_vain"
+	"   pg_catalog.jsonb_build_object('runbook_url', $4::pg_catalog.text)) END,"
+	" suspect, incident_id"
 	" FROM cbshm.claim_alerts($1, $2::pg_catalog.int4,"
 	"  pg_catalog.make_interval(secs => $3::pg_catalog.float8)) WITH ORDINALITY"
 	" ORDER BY ordinality";
@@ -96,7 +102,8 @@ static const char sql_due[] = "SELECT cbshm.alerts_due(true)";
 static const char sql_sent[] = "SELECT cbshm.alerts_sent($1, $2::pg_catalog.int8[],"
 			       " pg_catalog.make_interval(secs => $3::pg_catalog.float8))";
 static const char sql_put_off[] =
-	"SELECT id, breaker, kind FROM cbshm.alerts_put_off($1, $2::pg_catalog.int8[], $3)";
+	"SELECT id, breaker, kind"
+	" FROM cbshm.alerts_put_off($1, $2::pg_catalog.int8[], $3, $4::pg_catalog.int4)";
 static const char sql_wake[] =
 	"SELECT cbshm.alerts_wake_some(pg_catalog.make_interval(secs => $1::pg_catalog.float8),"
 	" $2::pg_catalog.timestamptz)";
@@ -245,6 +252,12 @@ static void doubt(struct outbox *outbox)
 		set_timer(outbox->probe, PROBE_EVERY);
 }
 
+/* Not only doubted. */
+static bool is_down(const struct outbox *outbox)
+{
+	return outbox->failing && *outbox->logged != '\0';
+}
+
 static void wake(struct outbox *outbox, const char *position);
 
 static void on_woken(struct unit *unit, enum unit_end end, void *arg)
@@ -326,11 +339,11 @@ static void on_probe(evutil_socket_t fd, short what, void *arg)
 /* ---- sending a batch ---- */
 
 /* The ids of the rows in the post. */
-static char *posted_ids(const struct outbox *outbox, int count)
+static char *posted_ids(const struct outbox *outbox)
 {
 	struct text text = {0};
 
-	for (int i = outbox->at; i < outbox->at + count; i++)
+	for (int i = outbox->at; i < outbox->at + outbox->in_post; i++)
 		text_array_add(&text, PQgetvalue(outbox->claimed, i, 0));
 	return text_array_end(&text);
 }
@@ -361,11 +374,12 @@ static void on_put_off(struct unit *unit, enum unit_end end, void *arg)
 			    PQgetvalue(failed, i, 2), PQgetvalue(failed, i, 0));
 }
 
-static void mark_sent(struct outbox *outbox, int count)
+static void mark_sent(struct outbox *outbox)
 {
+	const int count = outbox->in_post;
 	struct unit *unit = unit_new(on_marked, outbox);
 
-	unit_add(unit, sql_sent, 3, memory_copy(outbox->name), posted_ids(outbox, count),
+	unit_add(unit, sql_sent, 3, memory_copy(outbox->name), posted_ids(outbox),
 		 number_text(outbox->agent->config->resend_interval));
 	unit_prepared(unit);
 	run_change(outbox, unit);
@@ -381,12 +395,13 @@ static void mark_sent(struct outbox *outbox, int count)
 	outbox->at += count;
 }
 
-static void mark_put_off(struct outbox *outbox, int count, const char *reason)
+static void mark_put_off(struct outbox *outbox, const char *reason, const char *suspicion)
 {
+	const int count = outbox->in_post;
 	struct unit *unit = unit_new(on_put_off, outbox);
 
-	unit_add(unit, sql_put_off, 3, memory_copy(outbox->name), posted_ids(outbox, count),
-		 memory_copy(reason));
+	unit_add(unit, sql_put_off, 4, memory_copy(outbox->name), posted_ids(outbox),
+		 memory_copy(reason), memory_copy(suspicion));
 	unit_prepared(unit);
 	run_change(outbox, unit);
 	outbox->counters.put_off += (uint64_t)count;
@@ -395,15 +410,41 @@ static void mark_put_off(struct outbox *outbox, int count, const char *reason)
 	outbox->at += count;
 }
 
-/* It answers, but does not take these. One that is wrong fails them all: fewer, until it stands alone. */
-static void not_taken(struct outbox *outbox, int fewer, const char *reason)
+static bool is_suspect(const struct outbox *outbox, int row)
 {
-	const int count = outbox->in_post;
+	return *PQgetvalue(outbox->claimed, row, 5) == 't';
+}
 
-	outbox->at_once = fewer;
-	if (count > 1)
-		return;
-	if (outbox->told_at == 0 || now() - outbox->told_at >= REPEAT_LOG) {
+static bool same_incident(const struct outbox *outbox, int row)
+{
+	return strcmp(PQgetvalue(outbox->claimed, row, 6),
+		      PQgetvalue(outbox->claimed, outbox->at, 6)) == 0;
+}
+
+static bool is_one_incident(const struct outbox *outbox)
+{
+	return same_incident(outbox, outbox->at + outbox->in_post - 1);
+}
+
+/* How many rows make the next post. The alerts of an incident go together: one that fails holds up the next. */
+static int next_post(const struct outbox *outbox)
+{
+	const int rows = PQntuples(outbox->claimed);
+	/* While Alertmanager is down, nothing is learnt of a single one. */
+	const bool alone =
+		outbox->at < outbox->again || (!is_down(outbox) && is_suspect(outbox, outbox->at));
+	int end = outbox->at + 1;
+
+	while (end < rows &&
+	       (alone ? same_incident(outbox, end) : is_down(outbox) || !is_suspect(outbox, end)))
+		end++;
+	return end - outbox->at;
+}
+
+/* Alertmanager answers, but not to the rows in the post. */
+static void not_taken(struct outbox *outbox, const char *reason)
+{
+	if (now() - outbox->told_at >= REPEAT_LOG) {
 		outbox->told_at = now();
 		log_problem(LOG_LEVEL_WARNING, "alert_not_taken",
 			    "Alertmanager answers, but not to this: it is tried again later and "
@@ -412,7 +453,14 @@ static void not_taken(struct outbox *outbox, int fewer, const char *reason)
 			    LOG_VALUE(PQgetvalue(outbox->claimed, outbox->at, 1)),
 			    PQgetvalue(outbox->claimed, outbox->at, 2), LOG_VALUE(reason));
 	}
-	mark_put_off(outbox, 1, reason);
+	outbox->guilty = true;
+	mark_put_off(outbox, reason, "2");
+}
+
+static void send_again(struct outbox *outbox)
+{
+	outbox->again = outbox->at + outbox->in_post;
+	outbox->guilty = false;
 }
 
 /* Whether it answers at all is known now. */
@@ -424,14 +472,53 @@ static void judge(struct outbox *outbox, bool answers)
 	if (!is_live(outbox)) {
 		change_state(outbox, OUTBOX_IDLE);
 	} else {
-		/* Not by halves: if it hangs, the lease ends before a third attempt. */
-		if (answers)
-			not_taken(outbox, 1, reason);
-		else
-			mark_put_off(outbox, PQntuples(outbox->claimed) - outbox->at, reason);
+		const bool by_itself = is_one_incident(outbox) && (outbox->at < outbox->again ||
+								   is_suspect(outbox, outbox->at));
+
+		if (answers && by_itself) {
+			not_taken(outbox, reason);
+		} else if (answers) {
+			send_again(outbox);
+		} else {
+			outbox->again = 0;
+			mark_put_off(outbox, reason, by_itself ? "2" : "1");
+		}
 		send_next(outbox);
 	}
 	free(reason);
+}
+
+static void accepted(struct outbox *outbox)
+{
+	mark_sent(outbox);
+	/* All that had failed: it was not because of them; or because they were many, so not each time. */
+	if (outbox->at == outbox->again && !outbox->guilty &&
+	    now() - outbox->presumed_at >= PRESUME_EVERY) {
+		outbox->presumed_at = now();
+		wake(outbox, "-infinity");
+	}
+}
+
+static void refused(struct outbox *outbox, const char *reason)
+{
+	if (is_one_incident(outbox)) {
+		not_taken(outbox, reason);
+	} else {
+		send_again(outbox);
+		outbox->guilty = true;
+	}
+}
+
+static void failed(struct outbox *outbox, const char *reason)
+{
+	outbox->failed_at = now();
+	if (is_down(outbox)) {
+		note_failure(outbox, reason);
+		mark_put_off(outbox, reason, "0");
+	} else {
+		outbox->failure = memory_copy(reason);
+		start_probe(outbox);
+	}
 }
 
 static void on_delivered(enum delivery_end end, const char *reason, void *arg)
@@ -444,37 +531,42 @@ static void on_delivered(enum delivery_end end, const char *reason, void *arg)
 	}
 	switch (end) {
 	case DELIVERY_ACCEPTED:
-		mark_sent(outbox, outbox->in_post);
-		outbox->at_once *= 2;
+		accepted(outbox);
 		break;
 	case DELIVERY_REFUSED:
-		not_taken(outbox, (outbox->in_post + 1) / 2, reason);
+		refused(outbox, reason);
 		break;
 	case DELIVERY_FAILED:
-		outbox->failure = memory_copy(reason);
+		failed(outbox, reason);
 		break;
 	}
 	delivery_free(outbox->delivery);
 	outbox->delivery = NULL;
-	if (outbox->failure != NULL)
-		start_probe(outbox);
-	else
+	if (outbox->failure == NULL)
 		send_next(outbox);
+}
+
+/* No time is left of the lease; or suspects have taken long, and something else may have come since. */
+static bool has_to_end(const struct outbox *outbox)
+{
+	const int64_t held = now() - outbox->claimed_at;
+
+	return held > LEASE - SEND_TIMEOUT - PROBE_TIMEOUT - LEASE_MARGIN ||
+	       (held > SUSPECTS_TIME && outbox->at > 0 && is_suspect(outbox, outbox->at - 1));
 }
 
 static void send_next(struct outbox *outbox)
 {
-	const int rows = PQntuples(outbox->claimed);
-	const int64_t held = now() - outbox->claimed_at;
 	struct text alerts = {0};
 
-	if (outbox->at == rows || held > LEASE - SEND_TIMEOUT - PROBE_TIMEOUT - LEASE_MARGIN) {
+	if (outbox->at == PQntuples(outbox->claimed) || has_to_end(outbox)) {
+		outbox->in_post = outbox->again - outbox->at;
+		if (outbox->in_post > 0)
+			mark_put_off(outbox, "it was among others that failed", "1");
 		end_batch(outbox);
 		return;
 	}
-	if (outbox->at_once > rows - outbox->at)
-		outbox->at_once = rows - outbox->at;
-	outbox->in_post = outbox->at_once;
+	outbox->in_post = next_post(outbox);
 	text_add(&alerts, "[");
 	for (int i = outbox->at; i < outbox->at + outbox->in_post; i++) {
 		text_add(&alerts, i > outbox->at ? "," : "");
@@ -510,16 +602,6 @@ static void on_due(struct unit *unit, enum unit_end end, void *arg)
 	wait_for_due(outbox, unit_result(unit, 0), 0);
 }
 
-/* They come first. If there are none, begin with a single one: Alertmanager may not bear it. */
-static int never_in_vain(const PGresult *claimed)
-{
-	int count = 0;
-
-	while (count < PQntuples(claimed) && *PQgetvalue(claimed, count, 5) == 'f')
-		count++;
-	return count > 0 ? count : 1;
-}
-
 static void on_claimed(struct unit *unit, enum unit_end end, void *arg)
 {
 	struct outbox *outbox = arg;
@@ -540,7 +622,7 @@ static void on_claimed(struct unit *unit, enum unit_end end, void *arg)
 		outbox->claimed = unit_take_result(unit, 1);
 		outbox->claimed_at = unit_sent_at(unit);
 		outbox->at = 0;
-		outbox->at_once = never_in_vain(outbox->claimed);
+		outbox->again = 0;
 		change_state(outbox, OUTBOX_SENDING);
 		send_next(outbox);
 	}
@@ -670,7 +752,9 @@ static void begin(struct outbox *outbox)
 	outbox->alertmanager = alertmanager_new(outbox->agent->base, outbox->agent->config,
 						outbox->counters.posts);
 	outbox->told_skipped = false;
+	*outbox->logged = '\0';
 	outbox->failed_at = now();
+	outbox->told_at = outbox->not_woken_at = outbox->presumed_at = -REPEAT_LOG;
 	doubt(outbox);
 }
 

@@ -49,9 +49,13 @@ $$;
 
 -- ---- alerts that are sent -------------------------------------------------------------------
 
--- As in 0004, but what is locked or leased does not stand in the way of what is not. An incident has few alerts: they are looked up
--- by the incident, never by going through the queue from its beginning, which is what a plan for min(id) does as long as
--- nobody has analyzed the table.
+-- It may be what Alertmanager cannot bear: 1 = it has failed while Alertmanager seemed to answer, perhaps among others; 2 = and again,
+-- alone. Then it is sent by itself, and after those that are no suspects.
+ALTER TABLE cbshm.alert_queue ADD COLUMN suspicion smallint NOT NULL DEFAULT 0;
+
+-- As in 0004, but what is locked or leased does not stand in the way of what is not, and suspects come last, those that have waited
+-- longest first. An incident has few alerts: they are looked up by the incident, never by going through the queue from its
+-- beginning, which is what a plan for min(id) does as long as nobody has analyzed the table.
 CREATE OR REPLACE FUNCTION cbshm.lease_incidents(moment timestamptz, max int) RETURNS uuid[]
 LANGUAGE sql VOLATILE AS $$
 	SELECT array_agg(l.incident_id) FROM (
@@ -61,15 +65,18 @@ LANGUAGE sql VOLATILE AS $$
 				WHERE f.incident_id = d.incident_id)
 			FROM cbshm.incidents_due(moment, 5 * max) d (incident_id)))
 		      AND (h.leased_until IS NULL OR h.leased_until <= moment)
-		ORDER BY h.id LIMIT max FOR UPDATE SKIP LOCKED) l
+		ORDER BY (SELECT CASE WHEN bool_or(f.suspicion > 0)
+				 THEN min(CASE WHEN f.status = 'pending' THEN f.next_attempt_at ELSE f.resend_at END)
+				 ELSE '-infinity' END
+			  FROM cbshm.alert_queue f WHERE f.incident_id = h.incident_id), h.id
+		LIMIT max FOR UPDATE SKIP LOCKED) l
 $$;
 
 -- As in 0004, but an incident of which somebody has locked any alert is left for later, not waited for; if that is so with all that
--- come first, those behind them are looked at, up to 25 times as many as are asked for. The incidents of which no alert has been tried
--- in vain come first, then those that were tried less often: what Alertmanager cannot bear holds up nothing that it can.
+-- come first, those behind them are looked at, up to 25 times as many as are asked for. The alerts of an incident follow each other.
 DROP FUNCTION cbshm.claim_alerts;
 CREATE FUNCTION cbshm.claim_alerts(agent text, max int, lease interval)
-RETURNS TABLE (id bigint, incident_id uuid, breaker text, kind text, repeated boolean, payload jsonb, in_vain boolean)
+RETURNS TABLE (id bigint, incident_id uuid, breaker text, kind text, repeated boolean, payload jsonb, suspect boolean)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms' SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -97,13 +104,16 @@ BEGIN
 			coalesce(q.status <> 'pending' AND q.resend_at <= moment
 				 AND (q.kind = 'enable' OR i.resolved_at IS NULL), false) AS again,
 			q.kind = 'disable' AND i.resolved_at IS NOT NULL AS over,
-			q.attempts, q.last_error
+			q.next_attempt_at, q.resend_at, q.suspicion > 0 AS suspect
 		FROM cbshm.alert_queue q JOIN cbshm.incident i ON i.id = q.incident_id
 		WHERE q.incident_id = ANY (incidents) AND q.id = ANY (mine)
 	), mine AS (
 		SELECT *, bool_or(fresh OR again) OVER incident AS held,
-			bool_or(last_error IS NOT NULL) OVER incident AS in_vain,
-			max(attempts) OVER incident AS most
+			min(id) OVER incident AS first_id,
+			bool_or(suspect) OVER incident AS suspected,
+			CASE WHEN bool_or(suspect) OVER incident
+			THEN min(CASE WHEN fresh THEN next_attempt_at WHEN again THEN resend_at END) OVER incident
+			END AS due
 		FROM looked WINDOW incident AS (PARTITION BY incident_id)
 	), leased AS (
 		UPDATE cbshm.alert_queue q SET
@@ -114,10 +124,10 @@ BEGIN
 			resend_at = CASE WHEN m.again THEN moment + lease
 					 WHEN NOT m.over THEN q.resend_at END
 		FROM mine m WHERE q.id = m.id
-		RETURNING q.id, q.incident_id, q.breaker, q.kind, q.payload, m.fresh, m.again, m.in_vain, m.most
+		RETURNING q.id, q.incident_id, q.breaker, q.kind, q.payload, m.fresh, m.again, m.suspected, m.due, m.first_id
 	)
-	SELECT l.id, l.incident_id, l.breaker, l.kind, l.again, l.payload, l.in_vain
-	FROM leased l WHERE l.fresh OR l.again ORDER BY l.in_vain, l.most, l.id;
+	SELECT l.id, l.incident_id, l.breaker, l.kind, l.again, l.payload, l.suspected
+	FROM leased l WHERE l.fresh OR l.again ORDER BY l.suspected, l.due, l.first_id, l.id;
 END
 $$;
 
@@ -137,6 +147,7 @@ BEGIN
 			attempts = least(q.attempts, 1000) + CASE WHEN q.status = 'pending' THEN 1 ELSE 0 END,
 			sent_at = moment,
 			last_error = NULL,
+			suspicion = 0,
 			resend_at = CASE WHEN q.kind = 'disable' OR q.status = 'pending'
 					 THEN moment + resend END,
 			leased_by = NULL,
@@ -157,6 +168,42 @@ BEGIN
 END
 $$;
 
+-- As in 0004.
+DROP FUNCTION cbshm.alerts_put_off;
+CREATE FUNCTION cbshm.alerts_put_off(agent text, ids bigint[], error text, suspicion int DEFAULT 0)
+RETURNS TABLE (id bigint, breaker text, kind text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '50ms' SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+#variable_conflict use_column
+DECLARE
+	max_attempts constant int := 10;
+	moment timestamptz := clock_timestamp();
+BEGIN
+	RETURN QUERY
+	WITH put_off AS (
+		UPDATE cbshm.alert_queue q SET
+			status = CASE WHEN l.status <> 'pending' THEN l.status
+				      WHEN l.attempts + 1 < max_attempts THEN 'pending'
+				      ELSE 'failed' END,
+			attempts = l.attempts + CASE WHEN l.status = 'pending' THEN 1 ELSE 0 END,
+			next_attempt_at = moment + cbshm.alert_backoff(l.attempts + 1),
+			resend_at = CASE WHEN l.status <> 'pending'
+					 THEN moment + cbshm.alert_backoff(5)
+					 WHEN l.attempts + 1 >= max_attempts AND l.kind = 'disable'
+					 THEN moment + cbshm.alert_backoff(max_attempts) END,
+			last_error = left(error, 1000),
+			suspicion = alerts_put_off.suspicion,
+			leased_by = NULL,
+			leased_until = NULL
+		FROM cbshm.leased_alerts(agent, ids) l WHERE q.id = l.id
+		RETURNING q.id, q.breaker, q.kind, q.status, l.status AS was
+	)
+	SELECT p.id, p.breaker, p.kind FROM put_off p
+	WHERE p.status = 'failed' AND p.was = 'pending' ORDER BY p.id;
+END
+$$;
+
 -- As in 0004, also if somebody has put an alert off for ever, or before all time.
 CREATE OR REPLACE FUNCTION cbshm.alerts_due(with_repetitions boolean) RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -172,8 +219,8 @@ $$;
 -- What alerts_wake of 0004, which agents of before go on to call, does at once: here at most so many of them that it does not take
 -- long. To be asked again with the position that it returns, until that is null: the first one is -infinity. What is to be repeated
 -- is gone through in the order of resend_at; what has been sent since, or is leased, stays behind the position, and what somebody
--- has put off for ever is left alone. An attempt that this brings about is not one of those that an alert has: else an Alertmanager
--- that answers but takes no alerts would have used them up in seconds, in a fleet of agents.
+-- has put off for ever is left alone, and so is what has failed alone, lest it bring Alertmanager down again and again. An attempt that
+-- this brings about is not one of those that an alert has.
 CREATE FUNCTION cbshm.alerts_wake_some(away interval, INOUT "position" timestamptz)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms'
@@ -183,7 +230,7 @@ DECLARE
 	put_off bigint[] := ARRAY(
 		SELECT l.id FROM cbshm.alert_queue l
 		WHERE l.status = 'pending' AND l.next_attempt_at > moment
-		      AND l.attempts > 0 AND l.leased_by IS NULL
+		      AND l.attempts > 0 AND l.leased_by IS NULL AND l.suspicion < 2
 		ORDER BY l.next_attempt_at, l.id LIMIT 200 FOR UPDATE SKIP LOCKED);
 	to_repeat bigint[];
 	looked_at bigint;
@@ -191,11 +238,11 @@ DECLARE
 BEGIN
 	UPDATE cbshm.alert_queue q SET next_attempt_at = moment, attempts = q.attempts - 1
 	WHERE q.id = ANY (put_off);
-	SELECT array_agg(r.id) FILTER (WHERE r.leased_by IS NULL
+	SELECT array_agg(r.id) FILTER (WHERE r.leased_by IS NULL AND r.suspicion < 2
 				       AND (r.sent_at IS NULL OR r.sent_at < moment - away)),
 		count(*), max(r.resend_at)
 	INTO to_repeat, looked_at, last
-	FROM (SELECT q.id, q.leased_by, q.sent_at, q.resend_at FROM cbshm.alert_queue q
+	FROM (SELECT q.id, q.leased_by, q.suspicion, q.sent_at, q.resend_at FROM cbshm.alert_queue q
 	      WHERE q.resend_at > greatest(moment, "position") AND q.resend_at < 'infinity'
 	      ORDER BY q.resend_at FETCH FIRST 200 ROWS WITH TIES) r;
 	UPDATE cbshm.alert_queue q SET resend_at = moment
@@ -227,8 +274,6 @@ BEGIN
 END
 $$;
 
-ALTER FUNCTION cbshm.alerts_put_off SET lock_timeout = '50ms' SET enable_seqscan = off
-	SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off;
 ALTER FUNCTION cbshm.alerts_release SET lock_timeout = '50ms' SET enable_seqscan = off
 	SET enable_bitmapscan = off;
 
@@ -274,5 +319,5 @@ $$;
 
 -- ---- rights -----------------------------------------------------------------------------------
 
-REVOKE ALL ON FUNCTION cbshm.claim_alerts, cbshm.alerts_wake_some FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION cbshm.claim_alerts, cbshm.alerts_wake_some TO cbshm_agent;
+REVOKE ALL ON FUNCTION cbshm.claim_alerts, cbshm.alerts_put_off, cbshm.alerts_wake_some FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION cbshm.claim_alerts, cbshm.alerts_put_off, cbshm.alerts_wake_some TO cbshm_agent;

@@ -289,17 +289,34 @@ class Queue(AlertTest):
         self.postgres.psql(f"SELECT cbshm.alerts_sent('{agent}', array_agg(id), '0') FROM cbshm.alert_queue "
                            f"WHERE kind = '{kind}'; SELECT cbshm.alerts_release('{agent}')")
 
-    def test_what_was_tried_in_vain_comes_last(self):
+    def test_suspects_come_last(self):
+        """And do not fill the places of the others; the alerts of an incident follow each other."""
         self.postgres.psql("SELECT cbshm.disable(n, 'x') FROM unnest('{a,b,c,d}'::text[]) n")
         self.claim("one")
-        for tries, breaker in ((2, "a"), (1, "b")):
-            self.postgres.psql(f"SELECT cbshm.alerts_put_off('one', '{self.ids(breaker)}', 'no'); "
-                               f"UPDATE cbshm.alert_queue SET attempts = {tries} WHERE breaker = '{breaker}'")
-        self.postgres.psql("SELECT cbshm.alerts_release('one'); SELECT cbshm.enable(n) FROM unnest('{a,b,c}'::text[]) n")
-        self.hurry()
-        self.assertEqual(self.postgres.rows("SELECT breaker, kind, in_vain FROM cbshm.claim_alerts('one', 100, '20 s')"),
-                         [("c", "disable", "f"), ("d", "disable", "f"), ("c", "enable", "f"), ("b", "disable", "t"),
-                          ("b", "enable", "t"), ("a", "disable", "t"), ("a", "enable", "t")])
+        for breaker in ("b", "a"):
+            self.postgres.psql(f"SELECT cbshm.alerts_put_off('one', '{self.ids(breaker)}', 'no', 1)")
+            self.postgres.psql(f"UPDATE cbshm.alert_queue SET next_attempt_at = clock_timestamp() WHERE breaker = '{breaker}'")
+        self.postgres.psql("SELECT cbshm.alerts_release('one'); SELECT cbshm.enable(n) FROM unnest('{a,c}'::text[]) n")
+        self.assertEqual(self.postgres.rows("SELECT breaker, kind, suspect FROM cbshm.claim_alerts('one', 3, '20 s')"),
+                         [("c", "disable", "f"), ("c", "enable", "f"), ("d", "disable", "f"), ("b", "disable", "t")])
+        self.assertEqual(self.postgres.rows("SELECT breaker, kind, suspect FROM cbshm.claim_alerts('two', 3, '20 s')"),
+                         [("a", "disable", "t"), ("a", "enable", "t")])
+
+    def test_what_has_failed_alone_waits_its_time(self):
+        """Whoever comes back; until it is sent."""
+        self.postgres.psql("SELECT cbshm.disable(n, 'x') FROM unnest('{a,b,c,d}'::text[]) n")
+        self.claim("one")
+        for breaker, suspicion in (("a", 0), ("b", 1), ("c", 2), ("d", 2)):
+            self.postgres.psql(f"SELECT cbshm.alerts_put_off('one', '{self.ids(breaker)}', 'no', {suspicion})")
+        self.postgres.psql("UPDATE cbshm.alert_queue SET status = 'failed', resend_at = now() + interval '1 min' WHERE breaker = 'd'; "
+                           "SELECT cbshm.alerts_wake_some('1 min', '-infinity')")
+        self.assertEqual(self.postgres.rows("SELECT breaker, attempts FROM cbshm.alert_queue "
+                                            "WHERE least(next_attempt_at, resend_at) <= now() ORDER BY 1"), [("a", "0"), ("b", "0")])
+        self.postgres.psql("UPDATE cbshm.alert_queue SET next_attempt_at = now(), resend_at = now()")
+        self.claim("one")
+        for breaker in "cd":
+            self.postgres.psql(f"SELECT cbshm.alerts_sent('one', '{self.ids(breaker)}', '0')")
+        self.assertEqual(self.postgres.value("SELECT array_agg(suspicion ORDER BY breaker) FROM cbshm.alert_queue"), "{0,1,0,0}")
 
     def test_claim_waits_for_nobody(self):
         self.postgres.psql("SELECT cbshm.disable('a', 'x'); SELECT cbshm.disable('b', 'x')")
@@ -534,7 +551,7 @@ class LongQueue(AlertTest):
     def test_one_that_goes_away_as_soon_as_it_is_sent_something(self):
         """However often: what waits is sent when it stays."""
         port = free_port()
-        self.fill(5, "UPDATE cbshm.alert_queue SET attempts = 6, next_attempt_at = now() + interval '1 hour'")
+        self.fill(5, "UPDATE cbshm.alert_queue SET attempts = 1, next_attempt_at = now() + interval '1 hour'")
         self.agent(f"http://127.0.0.1:{port}", resend=3600)
         for _ in range(5):
             gone = threading.Event()
@@ -589,6 +606,72 @@ class LongQueue(AlertTest):
         wait_for(lambda: self.postgres.rows("SELECT breaker FROM cbshm.alert_queue WHERE status <> 'sent' ORDER BY 1") == bad, 60)
         self.assertRegex(agent.log(), "event=alert_not_taken breaker=many/[12] kind=disable reason=")
         self.assertNotIn("event=alertmanager_unavailable", agent.log())
+
+    def test_an_alert_that_brings_alertmanager_down(self):
+        """It does so less and less often, and the others are sent meanwhile."""
+        port, crashes, fakes = free_port(), [], []
+
+        def answer(alerts):
+            if any(alert["labels"]["circuit_breaker"] == "many/1" for alert in alerts):
+                fakes[-1].close()
+                crashes.append(len(alerts))
+                return 0
+            return 200
+
+        fakes.append(self.fake(answer, port=port))
+        self.fill(10)
+        self.agent(f"http://127.0.0.1:{port}", resend=3600)
+        end = time.monotonic() + 15
+        while time.monotonic() < end:
+            if fakes[-1].closing.is_set():
+                time.sleep(0.3)
+                fakes.append(self.fake(answer, port=port))
+            time.sleep(0.05)
+        tap.note(f"{len(crashes)} crashes, by so many alerts: {crashes}")
+        self.assertEqual(self.postgres.rows("SELECT breaker FROM cbshm.alert_queue WHERE status <> 'sent'"), [("many/1",)])
+        self.assertLess(len(crashes), 8)
+
+    def test_one_of_two_does_not_answer(self):
+        """The other one is told everything, not one alert after the other."""
+        hangs = threading.Event()
+        here, there = self.fake(), self.fake(lambda alerts: None if hangs.is_set() else 200)
+        agent = self.agent(f"{here.url} {there.url}", resend=3600)
+        wait_for(lambda: there.requests, 5)
+        hangs.set()
+        self.fill(12)
+        wait_for(lambda: "event=alertmanager_unavailable" in agent.log(), 15)
+        self.postgres.psql("UPDATE cbshm.breaker SET disabled = false")
+        wait_for(lambda: len(set(here.kinds())) == 24, 15)
+        self.assertLess(len([post for post in here.posts if any("endsAt" in alert for alert in post)]), 5)
+
+    def test_started_anew_while_it_was_sent_something(self):
+        """It answers right after that, and has forgotten what is open."""
+        known, failed = set(), threading.Event()
+
+        def answer(alerts):
+            names = {alert["labels"]["circuit_breaker"] for alert in alerts}
+            if "new" in names and not failed.is_set():
+                failed.set()
+                known.clear()
+                return 0
+            known.update(names)
+            return 200
+
+        agent = self.agent(self.fake(answer).url, resend=3600)
+        agent.call("Disable", name="kept", reason="x")
+        wait_for(lambda: "kept" in known, 2)
+        time.sleep(2)
+        agent.call("Disable", name="new", reason="x")
+        wait_for(lambda: known == {"kept", "new"}, 3)
+        self.assertNotIn("event=alert_not_taken", agent.log())
+
+    def test_an_opening_and_its_closing_fail_together(self):
+        """Nobody else gets the one while the other is on its way."""
+        fake = self.fake(lambda alerts: 200 if not alerts or len(fake.posts) > 3 else 0)
+        self.agent(fake.url, resend=3600)
+        self.postgres.psql("BEGIN; SELECT cbshm.disable('p', 'x'); SELECT cbshm.enable('p'); COMMIT")
+        wait_for(lambda: self.statuses("p") == [("disable", "sent"), ("enable", "sent")], 10)
+        self.assertEqual(fake.kinds(), [("p", "open"), ("p", "closed")] * 4)
 
     def test_what_others_repeat_more_often_hides_nothing(self):
         """What has been sent since comes first, however much it is."""
