@@ -642,7 +642,7 @@ class LongQueue(AlertTest):
         wait_for(lambda: "event=alertmanager_unavailable" in agent.log(), 15)
         self.postgres.psql("UPDATE cbshm.breaker SET disabled = false")
         wait_for(lambda: len(set(here.kinds())) == 24, 15)
-        self.assertLess(len([post for post in here.posts if any("endsAt" in alert for alert in post)]), 5)
+        self.assertLess(len([post for post in here.posts if any("endsAt" in alert for alert in post)]), 3)
 
     def test_started_anew_while_it_was_sent_something(self):
         """It answers right after that, and has forgotten what is open."""
