@@ -46,7 +46,7 @@
 #define SKIP_PAUSE    20000   /* between two helpings: there is no hurry */
 #define REPEAT_LOG    60000000
 #define SUSPECTS_TIME 2000000
-#define PRESUME_EVERY REPEAT_LOG
+#define PRESUME_EVERY 30000000
 
 #define INCIDENTS_MAX 12 /* in one turn: while a statement runs, its session hears of no change */
 
@@ -227,10 +227,16 @@ static void wait_for_due(struct outbox *outbox, const PGresult *due, int64_t pat
 
 /* ---- how Alertmanager is ---- */
 
+/* Not only doubted. */
+static bool is_down(const struct outbox *outbox)
+{
+	return outbox->failing && *outbox->logged != '\0';
+}
+
 static void note_failure(struct outbox *outbox, const char *reason)
 {
 	outbox->failed_at = now();
-	if (!outbox->failing)
+	if (!is_down(outbox))
 		set_timer(outbox->probe, PROBE_EVERY);
 	outbox->failing = true;
 	if (strncmp(outbox->logged, reason, sizeof(outbox->logged) - 1) == 0 &&
@@ -252,10 +258,20 @@ static void doubt(struct outbox *outbox)
 		set_timer(outbox->probe, PROBE_EVERY);
 }
 
-/* Not only doubted. */
-static bool is_down(const struct outbox *outbox)
+/*
+ * It has taken again what had failed: it has been away for a moment, or is well again. Or there was too much at once; so not each
+ * time.
+ */
+static void presume_comeback(struct outbox *outbox)
 {
-	return outbox->failing && *outbox->logged != '\0';
+	const int64_t next = outbox->presumed_at + PRESUME_EVERY - now();
+
+	if (outbox->failing)
+		return;
+	doubt(outbox);
+	if (next > PROBE_EVERY)
+		set_timer(outbox->probe, next);
+	outbox->presumed_at = now() + (next > 0 ? next : 0);
 }
 
 static void wake(struct outbox *outbox, const char *position);
@@ -273,7 +289,7 @@ static void on_woken(struct unit *unit, enum unit_end end, void *arg)
 	if (end != UNIT_DONE)
 		doubt(outbox);
 	hurry(outbox);
-	if (end == UNIT_DONE && !outbox->failing && is_live(outbox) && !PQgetisnull(position, 0, 0))
+	if (end == UNIT_DONE && !is_down(outbox) && is_live(outbox) && !PQgetisnull(position, 0, 0))
 		wake(outbox, PQgetvalue(position, 0, 0));
 }
 
@@ -304,12 +320,16 @@ static void on_probed(enum delivery_end end, const char *reason, void *arg)
 	/* A refusal of nothing is an answer too. */
 	const bool answers = end != DELIVERY_FAILED;
 	struct outbox *outbox = arg;
+	/* It was asked because of a delivery: what is only doubted stays so until its time. */
+	const bool out_of_turn = !is_down(outbox) && event_pending(outbox->probe, EV_TIMEOUT, NULL);
 
 	if (!answers)
 		note_failure(outbox, reason);
 	delivery_free(outbox->probing);
 	outbox->probing = NULL;
-	if (outbox->failing && answers && is_live(outbox)) {
+	if (answers && out_of_turn) {
+		/* The timer goes on. */
+	} else if (outbox->failing && answers && is_live(outbox)) {
 		end_failure(outbox);
 		wake(outbox, "-infinity");
 	} else if (outbox->failing) {
@@ -401,7 +421,7 @@ static void mark_put_off(struct outbox *outbox, const char *reason, const char *
 	struct unit *unit = unit_new(on_put_off, outbox);
 
 	unit_add(unit, sql_put_off, 4, memory_copy(outbox->name), posted_ids(outbox),
-		 memory_copy(reason), memory_copy(suspicion));
+		 memory_copy(reason), suspicion != NULL ? memory_copy(suspicion) : NULL);
 	unit_prepared(unit);
 	run_change(outbox, unit);
 	outbox->counters.put_off += (uint64_t)count;
@@ -490,13 +510,11 @@ static void judge(struct outbox *outbox, bool answers)
 
 static void accepted(struct outbox *outbox)
 {
+	const bool suspect = is_suspect(outbox, outbox->at);
+
 	mark_sent(outbox);
-	/* All that had failed: it was not because of them; or because they were many, so not each time. */
-	if (outbox->at == outbox->again && !outbox->guilty &&
-	    now() - outbox->presumed_at >= PRESUME_EVERY) {
-		outbox->presumed_at = now();
-		wake(outbox, "-infinity");
-	}
+	if (suspect || (outbox->at == outbox->again && !outbox->guilty))
+		presume_comeback(outbox);
 }
 
 static void refused(struct outbox *outbox, const char *reason)
@@ -514,7 +532,7 @@ static void failed(struct outbox *outbox, const char *reason)
 	outbox->failed_at = now();
 	if (is_down(outbox)) {
 		note_failure(outbox, reason);
-		mark_put_off(outbox, reason, "0");
+		mark_put_off(outbox, reason, NULL);
 	} else {
 		outbox->failure = memory_copy(reason);
 		start_probe(outbox);

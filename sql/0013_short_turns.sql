@@ -49,13 +49,41 @@ $$;
 
 -- ---- alerts that are sent -------------------------------------------------------------------
 
--- It may be what Alertmanager cannot bear: 1 = it has failed while Alertmanager seemed to answer, perhaps among others; 2 = and again,
--- alone. Then it is sent by itself, and after those that are no suspects.
+-- It may be what Alertmanager cannot bear: 1 = it has failed while Alertmanager seemed to answer, perhaps because of others; 2 = and
+-- again, by itself. Then it is sent by itself, and after those that are no suspects.
 ALTER TABLE cbshm.alert_queue ADD COLUMN suspicion smallint NOT NULL DEFAULT 0;
+CREATE INDEX alert_queue_fresh ON cbshm.alert_queue (id) WHERE status = 'pending' AND attempts = 0;
 
--- As in 0004, but what is locked or leased does not stand in the way of what is not, and suspects come last, those that have waited
--- longest first. An incident has few alerts: they are looked up by the incident, never by going through the queue from its
--- beginning, which is what a plan for min(id) does as long as nobody has analyzed the table.
+-- As in 0004, and those first that have not been tried, however many others wait.
+CREATE OR REPLACE FUNCTION cbshm.incidents_due(moment timestamptz, max int) RETURNS SETOF uuid
+LANGUAGE sql STABLE AS $$
+	(SELECT incident_id FROM cbshm.alert_queue
+	 WHERE status = 'pending' AND attempts = 0 AND next_attempt_at <= moment ORDER BY id LIMIT max)
+	UNION ALL
+	(SELECT incident_id FROM cbshm.alert_queue
+	 WHERE status = 'pending' AND next_attempt_at <= moment
+	 ORDER BY next_attempt_at, id LIMIT max)
+	UNION ALL
+	(SELECT incident_id FROM cbshm.alert_queue
+	 WHERE resend_at <= moment ORDER BY resend_at LIMIT max)
+$$;
+
+-- Where an incident stands among others that are due. What has not been tried comes first, then what has waited longest; suspects by
+-- chance, so that none of them keeps another from being sent.
+CREATE FUNCTION cbshm.alert_rank(incident uuid, moment timestamptz,
+				 OUT class int, OUT due timestamptz, OUT chance text)
+LANGUAGE sql STABLE AS $$
+	SELECT CASE WHEN suspected > 0 THEN suspected + 1 WHEN fresh THEN 0 ELSE 1 END,
+		CASE WHEN suspected = 0 THEN since END,
+		CASE WHEN suspected > 0 THEN md5(incident::text || moment::text) END
+	FROM (SELECT max(f.suspicion) AS suspected, bool_or(f.status = 'pending' AND f.attempts = 0) AS fresh,
+		min(CASE WHEN f.status = 'pending' THEN f.next_attempt_at ELSE f.resend_at END) AS since
+	      FROM cbshm.alert_queue f WHERE f.incident_id = incident) f
+$$;
+
+-- As in 0004, but what is locked or leased does not stand in the way of what is not. An incident has few alerts: they are looked up
+-- by the incident, never by going through the queue from its beginning, which is what a plan for min(id) does as long as
+-- nobody has analyzed the table.
 CREATE OR REPLACE FUNCTION cbshm.lease_incidents(moment timestamptz, max int) RETURNS uuid[]
 LANGUAGE sql VOLATILE AS $$
 	SELECT array_agg(l.incident_id) FROM (
@@ -65,10 +93,7 @@ LANGUAGE sql VOLATILE AS $$
 				WHERE f.incident_id = d.incident_id)
 			FROM cbshm.incidents_due(moment, 5 * max) d (incident_id)))
 		      AND (h.leased_until IS NULL OR h.leased_until <= moment)
-		ORDER BY (SELECT CASE WHEN bool_or(f.suspicion > 0)
-				 THEN min(CASE WHEN f.status = 'pending' THEN f.next_attempt_at ELSE f.resend_at END)
-				 ELSE '-infinity' END
-			  FROM cbshm.alert_queue f WHERE f.incident_id = h.incident_id), h.id
+		ORDER BY cbshm.alert_rank(h.incident_id, moment), h.id
 		LIMIT max FOR UPDATE SKIP LOCKED) l
 $$;
 
@@ -95,7 +120,7 @@ BEGIN
 		incidents := ARRAY(SELECT q.incident_id FROM cbshm.alert_queue q
 				   WHERE q.incident_id = ANY (incidents)
 				   GROUP BY q.incident_id HAVING bool_and(q.id = ANY (mine))
-				   ORDER BY min(q.id) LIMIT max);
+				   ORDER BY array_position(incidents, q.incident_id) LIMIT max);
 		EXIT WHEN cardinality(incidents) > 0;
 	END LOOP;
 	RETURN QUERY
@@ -104,16 +129,12 @@ BEGIN
 			coalesce(q.status <> 'pending' AND q.resend_at <= moment
 				 AND (q.kind = 'enable' OR i.resolved_at IS NULL), false) AS again,
 			q.kind = 'disable' AND i.resolved_at IS NOT NULL AS over,
-			q.next_attempt_at, q.resend_at, q.suspicion > 0 AS suspect
+			q.suspicion
 		FROM cbshm.alert_queue q JOIN cbshm.incident i ON i.id = q.incident_id
 		WHERE q.incident_id = ANY (incidents) AND q.id = ANY (mine)
 	), mine AS (
 		SELECT *, bool_or(fresh OR again) OVER incident AS held,
-			min(id) OVER incident AS first_id,
-			bool_or(suspect) OVER incident AS suspected,
-			CASE WHEN bool_or(suspect) OVER incident
-			THEN min(CASE WHEN fresh THEN next_attempt_at WHEN again THEN resend_at END) OVER incident
-			END AS due
+			max(suspicion) OVER incident > 0 AS suspect
 		FROM looked WINDOW incident AS (PARTITION BY incident_id)
 	), leased AS (
 		UPDATE cbshm.alert_queue q SET
@@ -124,10 +145,10 @@ BEGIN
 			resend_at = CASE WHEN m.again THEN moment + lease
 					 WHEN NOT m.over THEN q.resend_at END
 		FROM mine m WHERE q.id = m.id
-		RETURNING q.id, q.incident_id, q.breaker, q.kind, q.payload, m.fresh, m.again, m.suspected, m.due, m.first_id
+		RETURNING q.id, q.incident_id, q.breaker, q.kind, q.payload, m.fresh, m.again, m.suspect
 	)
-	SELECT l.id, l.incident_id, l.breaker, l.kind, l.again, l.payload, l.suspected
-	FROM leased l WHERE l.fresh OR l.again ORDER BY l.suspected, l.due, l.first_id, l.id;
+	SELECT l.id, l.incident_id, l.breaker, l.kind, l.again, l.payload, l.suspect
+	FROM leased l WHERE l.fresh OR l.again ORDER BY array_position(incidents, l.incident_id), l.id;
 END
 $$;
 
@@ -168,9 +189,9 @@ BEGIN
 END
 $$;
 
--- As in 0004.
+-- As in 0004. Without a suspicion (Alertmanager is down) it stays what it was.
 DROP FUNCTION cbshm.alerts_put_off;
-CREATE FUNCTION cbshm.alerts_put_off(agent text, ids bigint[], error text, suspicion int DEFAULT 0)
+CREATE FUNCTION cbshm.alerts_put_off(agent text, ids bigint[], error text, suspicion int DEFAULT NULL)
 RETURNS TABLE (id bigint, breaker text, kind text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms' SET enable_seqscan = off SET enable_bitmapscan = off
@@ -193,7 +214,7 @@ BEGIN
 					 WHEN l.attempts + 1 >= max_attempts AND l.kind = 'disable'
 					 THEN moment + cbshm.alert_backoff(max_attempts) END,
 			last_error = left(error, 1000),
-			suspicion = alerts_put_off.suspicion,
+			suspicion = coalesce(alerts_put_off.suspicion, l.suspicion),
 			leased_by = NULL,
 			leased_until = NULL
 		FROM cbshm.leased_alerts(agent, ids) l WHERE q.id = l.id
@@ -219,33 +240,39 @@ $$;
 -- What alerts_wake of 0004, which agents of before go on to call, does at once: here at most so many of them that it does not take
 -- long. To be asked again with the position that it returns, until that is null: the first one is -infinity. What is to be repeated
 -- is gone through in the order of resend_at; what has been sent since, or is leased, stays behind the position, and what somebody
--- has put off for ever is left alone, and so is what has failed alone, lest it bring Alertmanager down again and again. An attempt that
--- this brings about is not one of those that an alert has.
+-- has put off for ever is left alone. What has failed by itself waits ten seconds, lest it bring Alertmanager down once a second. An
+-- attempt that this brings about is not one of those that an alert has.
 CREATE FUNCTION cbshm.alerts_wake_some(away interval, INOUT "position" timestamptz)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
+	pause constant interval := '10 s';
 	moment timestamptz := clock_timestamp();
 	put_off bigint[] := ARRAY(
 		SELECT l.id FROM cbshm.alert_queue l
 		WHERE l.status = 'pending' AND l.next_attempt_at > moment
-		      AND l.attempts > 0 AND l.leased_by IS NULL AND l.suspicion < 2
+		      AND l.attempts > 0 AND l.leased_by IS NULL
+		      AND (l.suspicion < 2 OR l.next_attempt_at > moment + pause)
 		ORDER BY l.next_attempt_at, l.id LIMIT 200 FOR UPDATE SKIP LOCKED);
 	to_repeat bigint[];
 	looked_at bigint;
 	last timestamptz;
 BEGIN
-	UPDATE cbshm.alert_queue q SET next_attempt_at = moment, attempts = q.attempts - 1
+	UPDATE cbshm.alert_queue q SET
+		next_attempt_at = CASE WHEN q.suspicion < 2 THEN moment ELSE moment + pause END,
+		attempts = q.attempts - 1
 	WHERE q.id = ANY (put_off);
-	SELECT array_agg(r.id) FILTER (WHERE r.leased_by IS NULL AND r.suspicion < 2
+	SELECT array_agg(r.id) FILTER (WHERE r.leased_by IS NULL
+				       AND (r.suspicion < 2 OR r.resend_at > moment + pause)
 				       AND (r.sent_at IS NULL OR r.sent_at < moment - away)),
 		count(*), max(r.resend_at)
 	INTO to_repeat, looked_at, last
 	FROM (SELECT q.id, q.leased_by, q.suspicion, q.sent_at, q.resend_at FROM cbshm.alert_queue q
 	      WHERE q.resend_at > greatest(moment, "position") AND q.resend_at < 'infinity'
 	      ORDER BY q.resend_at FETCH FIRST 200 ROWS WITH TIES) r;
-	UPDATE cbshm.alert_queue q SET resend_at = moment
+	UPDATE cbshm.alert_queue q
+	SET resend_at = CASE WHEN q.suspicion < 2 THEN moment ELSE moment + pause END
 	WHERE q.id = ANY (ARRAY(SELECT l.id FROM cbshm.alert_queue l
 				WHERE l.id = ANY (to_repeat) AND l.leased_by IS NULL
 				FOR UPDATE SKIP LOCKED));
@@ -319,5 +346,5 @@ $$;
 
 -- ---- rights -----------------------------------------------------------------------------------
 
-REVOKE ALL ON FUNCTION cbshm.claim_alerts, cbshm.alerts_put_off, cbshm.alerts_wake_some FROM PUBLIC;
+REVOKE ALL ON FUNCTION cbshm.alert_rank, cbshm.claim_alerts, cbshm.alerts_put_off, cbshm.alerts_wake_some FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cbshm.claim_alerts, cbshm.alerts_put_off, cbshm.alerts_wake_some TO cbshm_agent;
