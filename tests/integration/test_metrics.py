@@ -350,6 +350,7 @@ class Alerts(MetricsTest):
         self.wait_for_delta(before, 1, "cbshm_alert_posts_total", result="internal")
 
     def test_what_becomes_of_alerts(self):
+        self.postgres.psql("DELETE FROM cbshm.breaker; DELETE FROM cbshm.incident")
         answer = [200]
         fake = self.fake(lambda alerts: answer[0])
         self.configure(url=fake.url)
@@ -360,12 +361,12 @@ class Alerts(MetricsTest):
         answer[0] = 500
         self.agent.call("Disable", name="b", reason="r")
         self.wait_for_delta(before, 1, "cbshm_alerts_total", result="put_off")
-        wait_for(lambda: self.scrape().value("cbshm_alert_queue", status="pending") == 1, 40, "the queue")
+        wait_for(lambda: self.scrape().value("cbshm_alert_queue", status="pending") == 1, 10, "the queue")
         self.assertGreater(self.scrape().value("cbshm_alert_queue_oldest_seconds"), 0)
         self.postgres.psql("UPDATE cbshm.alert_queue SET attempts = 9, next_attempt_at = now() WHERE status = 'pending'; "
                            "NOTIFY cbshm, 'a'")
         self.wait_for_delta(before, 1, "cbshm_alerts_total", result="failed")
-        wait_for(lambda: self.scrape().value("cbshm_alert_queue", status="failed") == 1, 40, "the failed one")
+        wait_for(lambda: self.scrape().value("cbshm_alert_queue", status="failed") == 1, 10, "the failed one")
         self.assertEqual(self.scrape().value("cbshm_alert_queue", status="pending"), 0)
         self.configure(url=None)
         self.agent.call("Enable", name="a")
@@ -378,7 +379,7 @@ class Alerts(MetricsTest):
         hanging = self.fake(lambda alerts: None if alerts else 200)
         self.configure(url=hanging.url)
         self.agent.call("Disable", name="c", reason="r")
-        wait_for(lambda: self.scrape().value("cbshm_alert_queue", status="leased") == 1, 40, "the lease")
+        wait_for(lambda: self.scrape().value("cbshm_alert_queue", status="leased") == 1, 15, "the lease")
 
 
 class Many(MetricsTest):
