@@ -68,22 +68,10 @@ LANGUAGE sql STABLE AS $$
 	 WHERE resend_at <= moment ORDER BY resend_at LIMIT max)
 $$;
 
--- Where an incident stands among others that are due. What has not been tried comes first, then what has waited longest; suspects by
--- chance, so that none of them keeps another from being sent.
-CREATE FUNCTION cbshm.alert_rank(incident uuid, moment timestamptz,
-				 OUT class int, OUT due timestamptz, OUT chance text)
-LANGUAGE sql STABLE AS $$
-	SELECT CASE WHEN suspected > 0 THEN suspected + 1 WHEN fresh THEN 0 ELSE 1 END,
-		CASE WHEN suspected = 0 THEN since END,
-		CASE WHEN suspected > 0 THEN md5(incident::text || moment::text) END
-	FROM (SELECT max(f.suspicion) AS suspected, bool_or(f.status = 'pending' AND f.attempts = 0) AS fresh,
-		min(CASE WHEN f.status = 'pending' THEN f.next_attempt_at ELSE f.resend_at END) AS since
-	      FROM cbshm.alert_queue f WHERE f.incident_id = incident) f
-$$;
-
 -- As in 0004, but what is locked or leased does not stand in the way of what is not. An incident has few alerts: they are looked up
 -- by the incident, never by going through the queue from its beginning, which is what a plan for min(id) does as long as
--- nobody has analyzed the table.
+-- nobody has analyzed the table. What has not been tried comes first, then what has waited longest; suspects by chance, so that none
+-- of them keeps another from being sent.
 CREATE OR REPLACE FUNCTION cbshm.lease_incidents(moment timestamptz, max int) RETURNS uuid[]
 LANGUAGE sql VOLATILE AS $$
 	SELECT array_agg(l.incident_id) FROM (
@@ -91,9 +79,15 @@ LANGUAGE sql VOLATILE AS $$
 		WHERE h.id = ANY (ARRAY(
 			SELECT (SELECT min(f.id + 0) FROM cbshm.alert_queue f
 				WHERE f.incident_id = d.incident_id)
-			FROM cbshm.incidents_due(moment, 5 * max) d (incident_id)))
+			FROM (SELECT DISTINCT i FROM cbshm.incidents_due(moment, 5 * max) i) d (incident_id)))
 		      AND (h.leased_until IS NULL OR h.leased_until <= moment)
-		ORDER BY cbshm.alert_rank(h.incident_id, moment), h.id
+		ORDER BY (SELECT CASE
+				WHEN max(f.suspicion) > 0 THEN ROW (max(f.suspicion) + 1, NULL::timestamptz,
+								    md5(h.incident_id::text || moment::text))
+				ELSE ROW (CASE WHEN bool_or(f.status = 'pending' AND f.attempts = 0) THEN 0 ELSE 1 END,
+					  min(CASE WHEN f.status = 'pending' THEN f.next_attempt_at
+					      ELSE f.resend_at END), NULL::text) END
+			  FROM cbshm.alert_queue f WHERE f.incident_id = h.incident_id), h.id
 		LIMIT max FOR UPDATE SKIP LOCKED) l
 $$;
 
@@ -346,5 +340,5 @@ $$;
 
 -- ---- rights -----------------------------------------------------------------------------------
 
-REVOKE ALL ON FUNCTION cbshm.alert_rank, cbshm.claim_alerts, cbshm.alerts_put_off, cbshm.alerts_wake_some FROM PUBLIC;
+REVOKE ALL ON FUNCTION cbshm.claim_alerts, cbshm.alerts_put_off, cbshm.alerts_wake_some FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cbshm.claim_alerts, cbshm.alerts_put_off, cbshm.alerts_wake_some TO cbshm_agent;
