@@ -32,6 +32,8 @@ CREATE CONSTRAINT TRIGGER undo AFTER UPDATE ON cbshm.breaker DEFERRABLE INITIALL
 WHEN (NEW.consecutive_failures > OLD.consecutive_failures AND NEW.version % 4 = 3) EXECUTE FUNCTION cbshm.undo();
 """
 _STALE = """
+DROP SCHEMA IF EXISTS sound, unsound CASCADE;
+DROP TABLE IF EXISTS cbshm.stale;
 CREATE SCHEMA sound;
 ALTER FUNCTION cbshm.state_json(text) SET SCHEMA sound;
 CREATE TABLE cbshm.stale (name text PRIMARY KEY, said jsonb);
